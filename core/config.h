@@ -1,0 +1,109 @@
+// Every setting of a run, typed. One table in config.cpp binds each member to its key `section.key`, with its
+// help text and what is allowed; INI files, the command line and `--help` are all made from that table.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "kernels/types.h"
+
+namespace transmamba {
+
+struct ModelConfig {
+  std::int64_t vocab_size = 0;  ///< 0: the tokenizer's, from the data file
+  std::int64_t hidden_size = 256;
+  std::int64_t num_layers = 8;       ///< counts mixers and MLPs, each with its own norm and residual
+  std::string layer_pattern = "T-";  ///< cycled over the layers: T a TransMamba mixer, - an MLP
+  std::int64_t num_heads = 4;
+  std::int64_t qk_head_dim = 64;          ///< n, even (RoPE pairs dimensions)
+  std::int64_t v_head_dim = 64;           ///< p
+  std::int64_t ffn_hidden_size = 704;     ///< f
+  std::int64_t conv_width = 4;            ///< w
+  std::string transpoints = "V9";         ///< a schedule's name or numbers (and T), cycled over the mixers
+  std::string transpoint_unit = "token";  ///< token, or fraction (of the sequence length)
+  std::string gate = "ssm";               ///< which tokens SiLU(z) gates: ssm, all, none
+  bool memory_converter = true;           ///< off: the SSM starts from zero at the TransPoint (ablation)
+  double rope_theta = 10000;
+  double norm_eps = 1e-5;
+  bool tie_embeddings = false;
+  double init_std = 0.02;
+
+  char kind(std::int64_t layer) const;  ///< 'T' or '-'
+  std::int64_t num_mixers() const;
+};
+
+struct DataConfig {
+  std::filesystem::path
+      path;  ///< tokens.h5 of `prepare`, or a Megatron .bin/.idx pair (either name, or its prefix)
+  std::filesystem::path validation_path;  ///< empty: the validation split inside `path`, where there is one
+};
+
+struct TrainConfig {
+  std::int64_t seq_len = 512;    ///< T
+  std::int64_t micro_batch = 4;  ///< sequences a forward pass
+  std::int64_t global_batch =
+      4;  ///< sequences a step: a multiple of micro_batch; the rest is gradient accumulation
+  std::int64_t steps = 100;
+  std::int64_t seed = 0;
+  std::string dtype = "float32";         ///< float32, float64
+  std::string device = "cpu";            ///< cpu, cuda
+  std::int64_t threads = 0;              ///< cores this rank uses; 0: all it may
+  std::int64_t validate_every = 0;       ///< steps; 0: only at the end, where there is validation data
+  std::int64_t validate_sequences = 32;  ///< at most
+};
+
+struct OptimizerConfig {
+  double lr = 2.5e-4;
+  double min_lr = 2.5e-5;
+  std::int64_t warmup_steps = 10;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.1;  ///< matrices only: projections, embedding, head
+  double clip_grad = 1.0;     ///< largest global gradient norm
+};
+
+struct CheckpointConfig {
+  std::filesystem::path path;  ///< folder that gets a folder a step; empty: no checkpoints
+  std::int64_t every = 0;      ///< steps; 0: only at the end
+  std::int64_t keep = 3;       ///< newest checkpoints kept; 0: all
+  std::string resume =
+      "none";  ///< none, auto (the newest whole one in `path`, if any) or a checkpoint folder
+};
+
+struct LogConfig {
+  std::filesystem::path
+      metrics;             ///< one JSON object a step; empty: metrics.jsonl in checkpoint.path, or none
+  std::int64_t every = 1;  ///< steps between lines
+};
+
+struct Config {
+  ModelConfig model;
+  DataConfig data;
+  TrainConfig train;
+  OptimizerConfig optimizer;
+  CheckpointConfig checkpoint;
+  LogConfig log;
+
+  /// Contradictions between keys, e.g. an odd qk_head_dim or micro_batch not dividing global_batch. Throws
+  /// Error.
+  void validate() const;
+  /// As an INI text that `parse_config` reads back to an equal Config. Printed, and stored in checkpoints.
+  std::string to_ini() const;
+};
+
+/// `file` may be empty (defaults). `overrides` are command line words: --section.key value or
+/// --section.key=value. Unknown keys, wrong types and values outside what is allowed throw Error with the
+/// key, the value, where it stood, what is allowed, and for an unknown key the nearest known one. Calls
+/// validate().
+Config parse_config(const std::filesystem::path& file, const std::vector<std::string>& overrides);
+/// The same from an INI text; `origin` names it in errors.
+Config parse_config_text(const std::string& ini, const std::string& origin,
+                         const std::vector<std::string>& overrides);
+
+/// All keys with defaults and help, for `transmamba train --help`.
+std::string describe_config();
+
+}  // namespace transmamba

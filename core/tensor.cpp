@@ -1,0 +1,62 @@
+#include "core/tensor.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+namespace transmamba {
+
+struct Allocator::Pool {
+  ~Pool() {
+    for (auto& [bytes, blocks] : free)
+      for (std::byte* block : blocks) std::free(block);
+  }
+  std::mutex mutex;
+  std::map<std::int64_t, std::vector<std::byte*>> free;  // by size
+  std::int64_t in_use = 0, peak = 0;
+};
+
+Allocator::Allocator() : pool_(std::make_shared<Pool>()) {}
+
+std::shared_ptr<std::byte> Allocator::allocate(std::int64_t bytes) {
+  constexpr std::int64_t kAlign = 64;
+  check(bytes >= 0, "allocator", "expected a size >= 0, got {} bytes", bytes);
+  bytes = std::max(kAlign, (bytes + kAlign - 1) / kAlign * kAlign);
+  std::byte* block = nullptr;
+  std::lock_guard lock(pool_->mutex);
+  if (auto it = pool_->free.find(bytes); it != pool_->free.end() && !it->second.empty()) {
+    block = it->second.back();
+    it->second.pop_back();
+  } else {
+    block = static_cast<std::byte*>(std::aligned_alloc(kAlign, static_cast<std::size_t>(bytes)));
+    check(block != nullptr, "allocator", "out of memory: {} bytes wanted with {} in use", bytes,
+          pool_->in_use);
+  }
+  pool_->in_use += bytes;
+  pool_->peak = std::max(pool_->peak, pool_->in_use);
+  return {block, [pool = pool_, bytes](std::byte* returned) {
+            std::lock_guard returning(pool->mutex);
+            pool->in_use -= bytes;
+            pool->free[bytes].push_back(returned);
+          }};
+}
+
+std::int64_t Allocator::bytes_in_use() const {
+  std::lock_guard lock(pool_->mutex);
+  return pool_->in_use;
+}
+
+std::int64_t Allocator::peak_bytes() const {
+  std::lock_guard lock(pool_->mutex);
+  return pool_->peak;
+}
+
+void Allocator::reset_peak() {
+  std::lock_guard lock(pool_->mutex);
+  pool_->peak = pool_->in_use;
+}
+
+Tensor::Tensor(Allocator& allocator, const Shape& shape, DType dtype)
+    : block_(allocator.allocate(shape.numel() * size_of(dtype))), view_(block_.get(), dtype, shape) {}
+
+}  // namespace transmamba

@@ -1,0 +1,21 @@
+// AdamW with decoupled weight decay (Loshchilov & Hutter, 2019).
+#pragma once
+
+#include "kernels/dispatch.h"
+
+namespace transmamba {
+
+/// g = grad_scale * grad;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
+/// weight -= lr * (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + eps) + weight_decay * weight).
+/// All 1-D, contiguous, of one length and floating-point type. `step` counts from 1.
+struct AdamW {
+  View weight;
+  ConstView grad;
+  View m, v;
+  double grad_scale = 1;  ///< clipping
+  double lr = 0, beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0;
+  std::int64_t step = 1;
+};
+TRANSMAMBA_KERNEL(adamw, AdamW);
+
+}  // namespace transmamba

@@ -1,0 +1,61 @@
+// The state-space dual (Mamba-2; Dao & Gu, 2024) and the segment summary everything hangs on.
+//
+// With A = -exp(a_log) per head, state S (n, p), and the mixer's own q = C, k = B, v = x:
+//   S_t = exp(A dt_t) S_{t-1} + dt_t k_t v_t^T,     y_t = S_t^T q_t + d_skip v_t
+// For a run of tokens this is affine in the state: S_out = exp(log_decay) S_in + S_local. The pair
+// (log_decay, S_local) is the segment summary. The Memory Converter is the summary of the prefix [0, P).
+//
+// Shapes: q, k (b, t, h, n); v, y (b, t, h, p); dt (b, t, h); a_log, d_skip (h); states (b, h, n, p);
+// log_decay (b, h). One floating-point type. Any t, also 0. Decays are exp of a sum <= 0, never a quotient.
+#pragma once
+
+#include "kernels/dispatch.h"
+
+namespace transmamba {
+
+/// state_out = exp(log_decay) state_in + sum_s exp(A sum_{r>s} dt_r) dt_s k_s v_s^T,  log_decay = A sum dt.
+/// state_out may alias state_in.
+struct SsdSummary {
+  ConstView k, v, dt, a_log;
+  ConstView state_in;  ///< optional: zero
+  View state_out;
+  View log_decay;  ///< optional
+};
+TRANSMAMBA_KERNEL(ssd_summary, SsdSummary);
+
+/// Gradients of SsdSummary. ADDS to dk, dv, ddt (the prefix's K and V also feed attention) and to da_log;
+/// dstate_in is overwritten and may alias dstate_out.
+struct SsdSummaryBackward {
+  ConstView dstate_out;
+  ConstView dlog_decay;  ///< optional: zero
+  ConstView k, v, dt, a_log;
+  ConstView state_in;  ///< as in forward
+  View dk, dv, ddt, da_log;
+  View dstate_in;  ///< optional
+};
+TRANSMAMBA_KERNEL(ssd_summary_backward, SsdSummaryBackward);
+
+/// The recurrence over t tokens from state_in. Work is done in chunks as matrix products; memory beyond
+/// the outputs is one chunk a thread.
+struct SsdScan {
+  ConstView q, k, v, dt, a_log;
+  ConstView d_skip;    ///< optional: zero
+  ConstView state_in;  ///< optional: zero
+  View y;
+  View state_out;  ///< optional
+};
+TRANSMAMBA_KERNEL(ssd_scan, SsdScan);
+
+/// Gradients of SsdScan; chunk states are recomputed (t/chunk states of one head a thread).
+/// dq, dk, dv, ddt and dstate_in are overwritten, da_log and dd_skip are added to. Deterministic.
+struct SsdScanBackward {
+  ConstView dy;
+  ConstView dstate_out;                            ///< optional: zero
+  ConstView q, k, v, dt, a_log, d_skip, state_in;  ///< as in forward
+  View dq, dk, dv, ddt, da_log;
+  View dd_skip;    ///< with d_skip
+  View dstate_in;  ///< optional
+};
+TRANSMAMBA_KERNEL(ssd_scan_backward, SsdScanBackward);
+
+}  // namespace transmamba

@@ -1,0 +1,154 @@
+// Types every kernel contract is written in: element types, devices, streams and strided views.
+//
+// Letters used for shapes everywhere: b batch, t time, h heads, n query/key width (the SSM's state size),
+// p value width (the SSM's head dim), d hidden, f MLP width, w convolution width, V vocabulary, c channels.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <type_traits>
+
+#include "kernels/check.h"
+
+namespace transmamba {
+
+enum class DType : std::uint8_t { f32, f64, bf16, i32 };
+enum class Device : std::uint8_t { cpu, cuda };
+
+const char* to_string(DType dtype);
+const char* to_string(Device device);
+std::int64_t size_of(DType dtype);  ///< bytes of one element
+
+template <class T>
+constexpr DType dtype_of() {
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double> || std::is_same_v<T, std::int32_t>);
+  if constexpr (std::is_same_v<T, float>) return DType::f32;
+  if constexpr (std::is_same_v<T, double>) return DType::f64;
+  return DType::i32;
+}
+
+/// Where and in which order kernels run. CPU kernels return when done and use up to `threads` cores;
+/// their results do not depend on `threads`. CUDA kernels are enqueued on `handle` (a cudaStream_t).
+struct Stream {
+  Device device = Device::cpu;
+  int threads = 1;
+  void* handle = nullptr;
+};
+
+/// At most kMaxDims extents; outermost first.
+class Shape {
+ public:
+  static constexpr int kMaxDims = 5;
+  Shape() = default;
+  Shape(std::initializer_list<std::int64_t> extents);
+  int rank() const { return rank_; }
+  std::int64_t operator[](int dim) const { return extent_[static_cast<std::size_t>(dim)]; }
+  std::int64_t& operator[](int dim) { return extent_[static_cast<std::size_t>(dim)]; }
+  std::int64_t numel() const;
+  void append(std::int64_t extent);
+  bool operator==(const Shape& other) const;
+
+ private:
+  std::array<std::int64_t, kMaxDims> extent_{};
+  int rank_ = 0;
+};
+
+std::string to_string(const Shape& shape);  ///< "(2, 24, 4, 8)"
+
+/// A strided window on memory that somebody else owns. Strides count elements, not bytes. Every kernel
+/// asks for stride 1 in the last dim. A default-constructed view is "absent" and tests false.
+/// `Byte` is `const std::byte` for inputs and `std::byte` for outputs.
+template <class Byte>
+class BasicView {
+ public:
+  BasicView() = default;
+  /// Contiguous, row major.
+  BasicView(Byte* data, DType dtype, const Shape& shape) : data_(data), dtype_(dtype), shape_(shape) {
+    stride_ = shape;
+    std::int64_t step = 1;
+    for (int i = shape.rank() - 1; i >= 0; --i) stride_[i] = step, step *= shape[i];
+  }
+  /// An output may be read.
+  template <class Other, class = std::enable_if_t<std::is_const_v<Byte> && !std::is_const_v<Other>>>
+  BasicView(const BasicView<Other>& other)
+      : data_(other.raw()), dtype_(other.dtype()), shape_(other.shape()), stride_(other.strides()) {}
+
+  explicit operator bool() const { return data_ != nullptr; }
+  Byte* raw() const { return data_; }
+  DType dtype() const { return dtype_; }
+  const Shape& shape() const { return shape_; }
+  const Shape& strides() const { return stride_; }
+  int rank() const { return shape_.rank(); }
+  std::int64_t dim(int i) const { return shape_[i]; }
+  std::int64_t stride(int i) const { return stride_[i]; }
+  std::int64_t numel() const { return shape_.numel(); }
+  bool contiguous() const {
+    std::int64_t step = 1;
+    for (int i = rank() - 1; i >= 0; step *= shape_[i--])
+      if (shape_[i] != 1 && stride_[i] != step) return false;
+    return true;
+  }
+
+  template <class T>
+  using Element = std::conditional_t<std::is_const_v<Byte>, const T, T>;
+
+  /// Address of the element (or row) at leading indices `index...`. The type is checked.
+  template <class T, class... I>
+  Element<T>* ptr(I... index) const {
+    check(dtype_of<T>() == dtype_, "view", "holds {}, read as {}", to_string(dtype_),
+          to_string(dtype_of<T>()));
+    std::int64_t offset = 0;
+    int i = 0;
+    ((offset += static_cast<std::int64_t>(index) * stride_[i++]), ...);
+    return reinterpret_cast<Element<T>*>(data_) + offset;
+  }
+
+  /// Indices [begin, end) of dim `d`.
+  BasicView slice(int d, std::int64_t begin, std::int64_t end) const {
+    check(d < rank() && 0 <= begin && begin <= end && end <= shape_[d], "view",
+          "slice [{}, {}) of dim {} of {}", begin, end, d, to_string(shape_));
+    BasicView out = *this;
+    out.shape_[d] = end - begin;
+    out.data_ += begin * stride_[d] * size_of(dtype_);
+    return out;
+  }
+  /// Dim `d` cut in two: extent (outer * inner) becomes (outer, inner).
+  BasicView split(int d, std::int64_t inner) const {
+    check(d < rank() && inner > 0 && shape_[d] % inner == 0, "view", "dim {} of {} split by {}", d,
+          to_string(shape_), inner);
+    BasicView out;
+    out.data_ = data_, out.dtype_ = dtype_;
+    for (int i = 0; i < rank(); ++i) {
+      out.shape_.append(i == d ? shape_[i] / inner : shape_[i]);
+      out.stride_.append(i == d ? stride_[i] * inner : stride_[i]);
+      if (i == d) out.shape_.append(inner), out.stride_.append(stride_[i]);
+    }
+    return out;
+  }
+  /// Dims `d` and `d + 1` joined; they must lie one after the other in memory.
+  BasicView merge(int d) const {
+    check(d + 1 < rank() && (shape_[d] <= 1 || shape_[d + 1] * stride_[d + 1] == stride_[d]), "view",
+          "dims {} and {} of {} with strides {} cannot be merged", d, d + 1, to_string(shape_),
+          to_string(stride_));
+    BasicView out;
+    out.data_ = data_, out.dtype_ = dtype_;
+    for (int i = 0; i < rank(); ++i) {
+      if (i == d) continue;
+      out.shape_.append(i == d + 1 ? shape_[d] * shape_[i] : shape_[i]);
+      out.stride_.append(stride_[i]);
+    }
+    return out;
+  }
+
+ private:
+  Byte* data_ = nullptr;
+  DType dtype_ = DType::f32;
+  Shape shape_, stride_;
+};
+
+using View = BasicView<std::byte>;
+using ConstView = BasicView<const std::byte>;
+
+}  // namespace transmamba
