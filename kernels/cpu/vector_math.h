@@ -7,10 +7,10 @@
 
 namespace transmamba::cpu {
 
-/// e^x. float: x clamped to [-87.3, 88.7] (e^-inf gives 1.2e-38, not 0: mask before use), relative error <
+/// e^x. float: x clamped to [-87.33, 88.37] (e^-inf gives 1.2e-38, not 0: mask before use), relative error <
 /// 2e-7, by 2^round(x/ln 2) times a degree-6 polynomial. double: the library's.
 inline float exp(float x) {
-  x = x < -87.33f ? -87.33f : (x > 88.72f ? 88.72f : x);
+  x = x < -87.33f ? -87.33f : (x > 88.37f ? 88.37f : x);
   const float k = std::nearbyint(x * 1.44269504f);
   const float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;  // x - k ln 2, in two parts
   float p = 1.3888889e-3f;
