@@ -1,0 +1,99 @@
+#include "core/parameter.h"
+
+#include <cmath>
+
+#include "core/random.h"
+#include "kernels/elementwise.h"
+
+namespace transmamba {
+namespace {
+
+double draw(const Init& init, std::uint64_t seed, std::uint64_t name, std::uint64_t index) {
+  const auto between = [&](double low, double high) { return low + (high - low) * uniform(seed, name, index); };
+  switch (init.kind) {
+    case Init::Kind::constant: return init.a;
+    case Init::Kind::normal: return init.a * normal(seed, name, index);
+    case Init::Kind::uniform: return between(init.a, init.b);
+    case Init::Kind::step_bias: {
+      const double dt = std::exp(between(std::log(init.a), std::log(init.b)));
+      return dt + std::log(-std::expm1(-dt));
+    }
+    case Init::Kind::log_uniform: return std::log(between(init.a, init.b));
+  }
+  return 0;
+}
+
+template <class T>
+void fill_initial(const Parameter& parameter, std::uint64_t seed) {
+  const std::uint64_t name = name_hash(parameter.name);
+  T* value = parameter.value.ptr<T>();
+  for (std::int64_t i = 0; i < parameter.value.numel(); ++i)
+    value[i] = static_cast<T>(draw(parameter.init, seed, name, static_cast<std::uint64_t>(parameter.shard.global_index(i))));
+}
+
+}  // namespace
+
+View Pack::stacked(bool grads) const {
+  check(store_ != nullptr && store_->values_, "parameters", "a pack is read before allocate()");
+  const Parameter& first = store_->parameters_[first_];
+  Shape shape = first.value.shape();
+  for (std::size_t i = 1; i < count_; ++i) shape[0] += store_->parameters_[first_ + i].value.dim(0);
+  return {(grads ? first.grad : first.value).raw(), first.value.dtype(), shape};
+}
+
+View Pack::value() const { return stacked(false); }
+View Pack::grad() const { return stacked(true); }
+View Pack::value(int i) const { return store_->parameters_[first_ + static_cast<std::size_t>(i)].value; }
+View Pack::grad(int i) const { return store_->parameters_[first_ + static_cast<std::size_t>(i)].grad; }
+
+Pack ParameterStore::add(std::vector<ParameterSpec> specs) {
+  check(!values_ && !specs.empty(), "parameters", "packs are added before allocate(), one parameter at least");
+  const std::size_t first = parameters_.size();
+  pack_starts_.push_back(first);
+  for (ParameterSpec& spec : specs) {
+    Shape mine = spec.shard.local(), expected = specs[0].shard.local();
+    expected[0] = mine[0];
+    check(mine == expected, "parameters", "{}: expected shape {} like the others of its pack, got {}", spec.name,
+          to_string(expected), to_string(mine));
+    parameters_.push_back({spec, 0, {}, {}});
+  }
+  return {this, first, specs.size()};
+}
+
+void ParameterStore::allocate(const Context& context) {
+  constexpr std::int64_t kAlignBytes = 64;
+  const std::int64_t align = kAlignBytes / size_of(context.dtype);
+  std::int64_t total = 0;
+  for (std::size_t i = 0, pack = 0; i < parameters_.size(); ++i) {
+    if (pack < pack_starts_.size() && pack_starts_[pack] == i) total = (total + align - 1) / align * align, ++pack;
+    parameters_[i].offset = total;
+    total += parameters_[i].shard.local().numel();
+  }
+  values_ = context.empty({total});
+  grads_ = context.empty({total});
+  fill({.value = 0, .y = values_}, context.stream);
+  fill({.value = 0, .y = grads_}, context.stream);
+  for (Parameter& p : parameters_) {
+    const auto at = [&](const Tensor& flat) {
+      return View(flat.view().slice(0, p.offset, p.offset + p.shard.local().numel()).raw(), context.dtype, p.shard.local());
+    };
+    p.value = at(values_);
+    p.grad = at(grads_);
+  }
+}
+
+void ParameterStore::initialise(std::int64_t seed) {
+  for (const Parameter& p : parameters_)
+    with_float(p.value.dtype(), "initialise",
+               [&](auto type) { fill_initial<decltype(type)>(p, static_cast<std::uint64_t>(seed)); });
+}
+
+void ParameterStore::zero_grad(const Stream& stream) { fill({.value = 0, .y = grads_}, stream); }
+
+std::int64_t ParameterStore::count() const {
+  std::int64_t n = 0;
+  for (const Parameter& p : parameters_) n += p.value.numel();
+  return n;
+}
+
+}  // namespace transmamba

@@ -1,0 +1,86 @@
+// The parameters of one rank: named slices of two flat buffers, values and gradients.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/shard_spec.h"
+#include "core/tensor.h"
+
+namespace transmamba {
+
+/// Distribution of initial values. Each value is a pure function of (seed, parameter name, global index), so every
+/// layout of ranks starts bit-identical.
+struct Init {
+  enum class Kind { constant, normal, uniform, step_bias, log_uniform };
+  Kind kind = Kind::constant;
+  double a = 0, b = 0;
+
+  static Init constant(double value) { return {Kind::constant, value, 0}; }
+  static Init normal(double std) { return {Kind::normal, std, 0}; }
+  static Init uniform(double low, double high) { return {Kind::uniform, low, high}; }
+  /// softplus(value) is log-uniform in [low, high]: Mamba-2's dt_bias.
+  static Init step_bias(double low, double high) { return {Kind::step_bias, low, high}; }
+  /// log of a uniform value in [low, high]: Mamba-2's A_log.
+  static Init log_uniform(double low, double high) { return {Kind::log_uniform, low, high}; }
+};
+
+/// Weight decay is for matrices: projections, embedding, head. Not norms, convolutions, biases, A_log, D.
+struct ParameterSpec {
+  std::string name;  ///< that of the reference and of every file, e.g. layers.0.mixer.q_proj.weight
+  ShardSpec shard;   ///< global shape, and this rank's slice of it
+  Init init;
+  bool weight_decay = false;
+};
+
+struct Parameter : ParameterSpec {
+  std::int64_t offset = 0;  ///< of its first element in the flat buffers
+  View value, grad;         ///< the local slice, contiguous
+};
+
+class ParameterStore;
+
+/// Handle on parameters added together. They lie one after the other in memory, so that those of a layer that read the
+/// same input (q, k, v, z and dt projections, say) are one matrix: one product instead of five.
+class Pack {
+ public:
+  Pack() = default;
+  View value() const;       ///< all of them, stacked along dim 0
+  View grad() const;
+  View value(int i) const;  ///< the i-th
+  View grad(int i) const;
+
+ private:
+  friend class ParameterStore;
+  Pack(ParameterStore* store, std::size_t first, std::size_t count) : store_(store), first_(first), count_(count) {}
+  View stacked(bool grads) const;
+  ParameterStore* store_ = nullptr;
+  std::size_t first_ = 0, count_ = 0;
+};
+
+/// Layers declare their parameters with add(); allocate() then lays them out. Not movable: packs point at it.
+class ParameterStore {
+ public:
+  ParameterStore() = default;
+  ParameterStore(const ParameterStore&) = delete;
+  ParameterStore& operator=(const ParameterStore&) = delete;
+
+  /// Specs of a pack must agree in every local dim but the first.
+  Pack add(std::vector<ParameterSpec> specs);
+  void allocate(const Context& context);
+  void initialise(std::int64_t seed);
+  void zero_grad(const Stream& stream);
+
+  const std::vector<Parameter>& parameters() const { return parameters_; }
+  const Tensor& values() const { return values_; }  ///< flat; packs start at multiples of 64 bytes, gaps hold zero
+  const Tensor& grads() const { return grads_; }
+  std::int64_t count() const;  ///< elements of the local slices, gaps left out
+
+ private:
+  friend class Pack;
+  std::vector<Parameter> parameters_;
+  std::vector<std::size_t> pack_starts_;
+  Tensor values_, grads_;
+};
+
+}  // namespace transmamba
