@@ -1,5 +1,6 @@
-// Every setting of a run, typed. One table in config.cpp binds each member to its key `section.key`, with its
-// help text and what is allowed; INI files, the command line and `--help` are all made from that table.
+// Every setting of a run, typed. One table in config_keys.cpp binds each member to its key `section.key`,
+// with its help text and what is allowed; INI files, the command line and `--help` are all made from that
+// table.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +18,9 @@ struct ModelConfig {
   std::int64_t num_layers = 8;       ///< counts mixers and MLPs, each with its own norm and residual
   std::string layer_pattern = "T-";  ///< cycled over the layers: T a TransMamba mixer, - an MLP
   std::int64_t num_heads = 4;
-  std::int64_t qk_head_dim = 64;          ///< n, even (RoPE pairs dimensions)
-  std::int64_t v_head_dim = 64;           ///< p
-  std::int64_t ffn_hidden_size = 704;     ///< f
+  std::int64_t qk_head_dim = 0;           ///< n, even (RoPE pairs dimensions); 0: hidden_size / num_heads
+  std::int64_t v_head_dim = 0;            ///< p; 0: hidden_size / num_heads
+  std::int64_t ffn_hidden_size = 0;       ///< f; 0: 8/3 hidden_size rounded up to a multiple of 64
   std::int64_t conv_width = 4;            ///< w
   std::string transpoints = "V9";         ///< a schedule's name or numbers (and T), cycled over the mixers
   std::string transpoint_unit = "token";  ///< token, or fraction (of the sequence length)
@@ -32,12 +33,14 @@ struct ModelConfig {
 
   char kind(std::int64_t layer) const;  ///< 'T' or '-'
   std::int64_t num_mixers() const;
+  bool operator==(const ModelConfig&) const = default;
 };
 
 struct DataConfig {
   std::filesystem::path
       path;  ///< tokens.h5 of `prepare`, or a Megatron .bin/.idx pair (either name, or its prefix)
   std::filesystem::path validation_path;  ///< empty: the validation split inside `path`, where there is one
+  bool operator==(const DataConfig&) const = default;
 };
 
 struct TrainConfig {
@@ -52,6 +55,7 @@ struct TrainConfig {
   std::int64_t threads = 0;              ///< cores this rank uses; 0: all it may
   std::int64_t validate_every = 0;       ///< steps; 0: only at the end, where there is validation data
   std::int64_t validate_sequences = 32;  ///< at most
+  bool operator==(const TrainConfig&) const = default;
 };
 
 struct OptimizerConfig {
@@ -62,7 +66,8 @@ struct OptimizerConfig {
   double beta2 = 0.95;
   double eps = 1e-8;
   double weight_decay = 0.1;  ///< matrices only: projections, embedding, head
-  double clip_grad = 1.0;     ///< largest global gradient norm
+  double clip_grad = 1.0;     ///< largest global gradient norm, above 0
+  bool operator==(const OptimizerConfig&) const = default;
 };
 
 struct CheckpointConfig {
@@ -71,12 +76,14 @@ struct CheckpointConfig {
   std::int64_t keep = 3;       ///< newest checkpoints kept; 0: all
   std::string resume =
       "none";  ///< none, auto (the newest whole one in `path`, if any) or a checkpoint folder
+  bool operator==(const CheckpointConfig&) const = default;
 };
 
 struct LogConfig {
   std::filesystem::path
       metrics;             ///< one JSON object a step; empty: metrics.jsonl in checkpoint.path, or none
   std::int64_t every = 1;  ///< steps between lines
+  bool operator==(const LogConfig&) const = default;
 };
 
 struct Config {
@@ -87,17 +94,22 @@ struct Config {
   CheckpointConfig checkpoint;
   LogConfig log;
 
-  /// Contradictions between keys, e.g. an odd qk_head_dim or micro_batch not dividing global_batch. Throws
-  /// Error.
+  /// Puts numbers in the place of zeros that stand for "from the other keys": qk_head_dim, v_head_dim and
+  /// ffn_hidden_size. Throws Error where hidden_size cannot be shared out over the heads.
+  void resolve();
+  /// Values outside what a key allows, and contradictions between keys, e.g. an odd qk_head_dim or
+  /// micro_batch not dividing global_batch, throw Error. Wants a resolved Config.
   void validate() const;
   /// As an INI text that `parse_config` reads back to an equal Config. Printed, and stored in checkpoints.
   std::string to_ini() const;
+  bool operator==(const Config&) const = default;
 };
 
 /// `file` may be empty (defaults). `overrides` are command line words: --section.key value or
 /// --section.key=value. Unknown keys, wrong types and values outside what is allowed throw Error with the
-/// key, the value, where it stood, what is allowed, and for an unknown key the nearest known one. Calls
-/// validate().
+/// key, the value, where it stood, what is allowed, and for an unknown key the nearest known one. A key may
+/// stand once in the file and once on the command line, which wins. In the file # and ; start comments, so
+/// no value can hold them. The result is resolved and valid.
 Config parse_config(const std::filesystem::path& file, const std::vector<std::string>& overrides);
 /// The same from an INI text; `origin` names it in errors.
 Config parse_config_text(const std::string& ini, const std::string& origin,
