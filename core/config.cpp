@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <boost/program_options.hpp>
+#include <cmath>
 #include <fstream>
 #include <iterator>
 #include <set>
@@ -135,6 +136,10 @@ std::int64_t ModelConfig::num_mixers() const {
   std::int64_t count = 0;
   for (std::int64_t layer = 0; layer < num_layers; ++layer) count += kind(layer) == 'T';
   return count;
+}
+
+double ModelConfig::output_init_std() const {
+  return init_std / std::sqrt(2.0 * static_cast<double>(num_layers));
 }
 
 void Config::resolve() {

@@ -33,6 +33,7 @@ struct ModelConfig {
 
   char kind(std::int64_t layer) const;  ///< 'T' or '-'
   std::int64_t num_mixers() const;
+  double output_init_std() const;  ///< of projections into the residual: init_std / sqrt(2 num_layers)
   bool operator==(const ModelConfig&) const = default;
 };
 
