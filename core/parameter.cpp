@@ -25,7 +25,7 @@ double draw(const Init& init, std::uint64_t seed, std::uint64_t name, std::uint6
 
 template <class T>
 void fill_initial(const Parameter& parameter, std::uint64_t seed) {
-  const std::uint64_t name = name_hash(parameter.name);
+  const std::uint64_t name = stream_of(parameter.name);
   T* value = parameter.value.ptr<T>();
   for (std::int64_t i = 0; i < parameter.value.numel(); ++i)
     value[i] = static_cast<T>(draw(parameter.init, seed, name, static_cast<std::uint64_t>(parameter.shard.global_index(i))));
@@ -51,7 +51,7 @@ Pack ParameterStore::add(std::vector<ParameterSpec> specs) {
   const std::size_t first = parameters_.size();
   pack_starts_.push_back(first);
   for (ParameterSpec& spec : specs) {
-    Shape mine = spec.shard.local(), expected = specs[0].shard.local();
+    Shape mine = spec.shard.shape(), expected = specs[0].shard.shape();
     expected[0] = mine[0];
     check(mine == expected, "parameters", "{}: expected shape {} like the others of its pack, got {}", spec.name,
           to_string(expected), to_string(mine));
@@ -67,18 +67,15 @@ void ParameterStore::allocate(const Context& context) {
   for (std::size_t i = 0, pack = 0; i < parameters_.size(); ++i) {
     if (pack < pack_starts_.size() && pack_starts_[pack] == i) total = (total + align - 1) / align * align, ++pack;
     parameters_[i].offset = total;
-    total += parameters_[i].shard.local().numel();
+    total += parameters_[i].shard.shape().numel();
   }
   values_ = context.empty({total});
   grads_ = context.empty({total});
   fill({.value = 0, .y = values_}, context.stream);
   fill({.value = 0, .y = grads_}, context.stream);
   for (Parameter& p : parameters_) {
-    const auto at = [&](const Tensor& flat) {
-      return View(flat.view().slice(0, p.offset, p.offset + p.shard.local().numel()).raw(), context.dtype, p.shard.local());
-    };
-    p.value = at(values_);
-    p.grad = at(grads_);
+    p.value = slice(values_, p);
+    p.grad = slice(grads_, p);
   }
 }
 
@@ -89,6 +86,11 @@ void ParameterStore::initialise(std::int64_t seed) {
 }
 
 void ParameterStore::zero_grad(const Stream& stream) { fill({.value = 0, .y = grads_}, stream); }
+
+View ParameterStore::slice(const Tensor& flat, const Parameter& p) const {
+  const Shape shape = p.shard.shape();
+  return {flat.view().slice(0, p.offset, p.offset + shape.numel()).raw(), flat.dtype(), shape};
+}
 
 std::int64_t ParameterStore::count() const {
   std::int64_t n = 0;

@@ -74,6 +74,8 @@ class ParameterStore {
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const Tensor& values() const { return values_; }  ///< flat; packs start at multiples of 64 bytes, gaps hold zero
   const Tensor& grads() const { return grads_; }
+  /// The part of a flat tensor laid out like values() that belongs to one parameter, in its shape.
+  View slice(const Tensor& flat, const Parameter& parameter) const;
   std::int64_t count() const;  ///< elements of the local slices, gaps left out
 
  private:

@@ -1,0 +1,74 @@
+#include "launch/session.h"
+
+#include <sched.h>
+#include <sys/resource.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <new>
+
+#include "kernels/elementwise.h"
+#include "kernels/gemm.h"
+
+namespace transmamba {
+namespace {
+
+int available_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+DType parse_dtype(const std::string& name) { return name == "float64" ? DType::f64 : DType::f32; }
+
+}  // namespace
+
+Session::Session(const TrainConfig& config) {
+  check(config.device == "cpu", "session",
+        "train.device = {}: the CUDA backend of this version has no kernels for a whole model yet; allowed now: cpu", config.device);
+  context_.stream.device = Device::cpu;
+  context_.stream.threads = config.threads > 0 ? static_cast<int>(config.threads) : available_cores();
+  context_.dtype = parse_dtype(config.dtype);
+  context_.memory = &memory_;
+}
+
+double measure_peak_flops(const Context& context, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::int64_t kSize = 1024;
+  const Tensor a = context.empty({kSize, kSize}), b = context.empty({kSize, kSize}), c = context.empty({kSize, kSize});
+  fill({.value = 0.5, .y = a}, context.stream);
+  fill({.value = 0.25, .y = b}, context.stream);
+  const auto product = [&] { gemm({.a = a, .b = b, .c = c}, context.stream); };
+  product();  // warm up
+  double best = 0;
+  const auto start = Clock::now();
+  while (std::chrono::duration<double>(Clock::now() - start).count() < seconds) {
+    const auto begin = Clock::now();
+    product();
+    best = std::max(best, 2.0 * kSize * kSize * kSize / std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  return best;
+}
+
+std::int64_t peak_resident_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;  // Linux counts kilobytes
+}
+
+int run_command(const std::function<int()>& command) {
+  std::signal(SIGXFSZ, SIG_IGN);  // past a file size limit, writes fail with an error instead of killing the process
+  try {
+    return command();
+  } catch (const std::bad_alloc&) {
+    std::fflush(stdout);
+    fmt::print(stderr, "transmamba: [memory] out of memory; a smaller train.micro_batch or train.seq_len needs less\n");
+  } catch (const std::exception& error) {
+    std::fflush(stdout);
+    fmt::print(stderr, "transmamba: {}\n", error.what());
+  }
+  return 1;
+}
+
+}  // namespace transmamba

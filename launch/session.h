@@ -1,0 +1,33 @@
+// One process of a run: its device, its cores, its memory, and how it ends.
+#pragma once
+
+#include <functional>
+
+#include "core/config.h"
+#include "core/tensor.h"
+
+namespace transmamba {
+
+/// Everything a rank runs with, made from the configuration. Throws Error where this machine or build lacks what it asks for.
+class Session {
+ public:
+  explicit Session(const TrainConfig& config);
+  const Context& context() const { return context_; }
+  Allocator& memory() { return memory_; }
+  const Allocator& memory() const { return memory_; }
+
+ private:
+  Allocator memory_;
+  Context context_;
+};
+
+/// Peak rate of this rank's cores or GPU in FLOP/s, measured by matrix products in the session's type for `seconds`.
+double measure_peak_flops(const Context& context, double seconds = 0.3);
+
+/// Largest resident memory this process has had, in bytes.
+std::int64_t peak_resident_bytes();
+
+/// Runs a command and turns what it throws into one line on stderr and exit code 1 (2 for Usage).
+int run_command(const std::function<int()>& command);
+
+}  // namespace transmamba
