@@ -6,6 +6,9 @@
 // kernels/no_cuda.cpp   stands in for the latter in a build without CUDA: it throws and names the op.
 #pragma once
 
+#include <algorithm>
+#include <string_view>
+
 #include "kernels/types.h"
 
 /// Declares op(arguments, stream) and its two backends.
@@ -32,6 +35,13 @@ void with_float(DType dtype, std::string_view op, F&& f) {
   if (dtype == DType::f32) return f(float{});
   if (dtype == DType::f64) return f(double{});
   fail(op, "element type: the CPU backend computes in float32 and float64, got {}", to_string(dtype));
+}
+
+/// Requires `view` to have as many dims as `letters` has names, "(b, t, c)" say, before they are read.
+inline void expect_rank(const ConstView& view, std::string_view letters, std::string_view op,
+                        std::string_view name) {
+  const auto rank = 1 + std::count(letters.begin(), letters.end(), ',');
+  check(view.rank() == rank, op, "{}: expected {}, got {}", name, letters, to_string(view.shape()));
 }
 
 /// Requires `view` to have this shape, unit stride in its last dim, and (unless absent) this dtype.

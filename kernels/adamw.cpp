@@ -1,0 +1,17 @@
+#include "kernels/adamw.h"
+
+namespace transmamba {
+
+void adamw(const AdamW& a, const Stream& stream) {
+  expect_rank(a.weight, "(length)", "adamw", "weight");
+  const Shape& shape = a.weight.shape();
+  const DType dtype = a.weight.dtype();
+  expect(a.weight, shape, dtype, "adamw", "weight");
+  expect(a.grad, shape, dtype, "adamw", "grad");
+  expect(a.m, shape, dtype, "adamw", "m");
+  expect(a.v, shape, dtype, "adamw", "v");
+  check(a.step >= 1, "adamw", "step: expected 1 or more, got {}", a.step);
+  run_on(stream, cpu::adamw, cuda::adamw, a);
+}
+
+}  // namespace transmamba

@@ -1,0 +1,55 @@
+// Stands in for kernels/cuda in a build without CUDA: every kernel throws and names itself.
+#include <string_view>
+
+#include "kernels/adamw.h"
+#include "kernels/attention.h"
+#include "kernels/conv.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/gemm.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/ssd.h"
+#include "kernels/step_size.h"
+#include "kernels/swiglu.h"
+
+namespace transmamba::cuda {
+namespace {
+
+[[noreturn]] void missing(std::string_view op) {
+  fail(op, "this build has no CUDA backend: configure with `cmake --preset cuda`, or run on the device cpu");
+}
+
+}  // namespace
+
+#define TRANSMAMBA_MISSING(op, Arguments) \
+  void op(const Arguments&, const Stream&) { missing(#op); }
+
+TRANSMAMBA_MISSING(adamw, AdamW)
+TRANSMAMBA_MISSING(attention, Attention)
+TRANSMAMBA_MISSING(attention_backward, AttentionBackward)
+TRANSMAMBA_MISSING(conv, Conv)
+TRANSMAMBA_MISSING(conv_backward, ConvBackward)
+TRANSMAMBA_MISSING(cross_entropy, CrossEntropy)
+TRANSMAMBA_MISSING(cross_entropy_backward, CrossEntropyBackward)
+TRANSMAMBA_MISSING(fill, Fill)
+TRANSMAMBA_MISSING(copy, Copy)
+TRANSMAMBA_MISSING(add, Add)
+TRANSMAMBA_MISSING(sum, Sum)
+TRANSMAMBA_MISSING(embedding, Embedding)
+TRANSMAMBA_MISSING(embedding_backward, EmbeddingBackward)
+TRANSMAMBA_MISSING(gemm, Gemm)
+TRANSMAMBA_MISSING(rms_norm, RmsNorm)
+TRANSMAMBA_MISSING(rms_norm_backward, RmsNormBackward)
+TRANSMAMBA_MISSING(rope, Rope)
+TRANSMAMBA_MISSING(ssd_summary, SsdSummary)
+TRANSMAMBA_MISSING(ssd_summary_backward, SsdSummaryBackward)
+TRANSMAMBA_MISSING(ssd_scan, SsdScan)
+TRANSMAMBA_MISSING(ssd_scan_backward, SsdScanBackward)
+TRANSMAMBA_MISSING(step_size, StepSize)
+TRANSMAMBA_MISSING(step_size_backward, StepSizeBackward)
+TRANSMAMBA_MISSING(swiglu, Swiglu)
+TRANSMAMBA_MISSING(swiglu_backward, SwigluBackward)
+
+}  // namespace transmamba::cuda
