@@ -1,10 +1,9 @@
 #include "kernels/gemm.h"
 
-#include <cblas.h>
-
 #include <algorithm>
 #include <limits>
 
+#include "kernels/cpu/blas.h"
 #include "kernels/cpu/parallel_for.h"
 
 namespace transmamba::cpu {
@@ -30,15 +29,6 @@ Grid choose_grid(std::int64_t m, std::int64_t n, std::int64_t k) {
     side = round_up((side + 1) / 2, kMultiple);
   }
   return grid;
-}
-
-void multiply(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k, const float* a, int lda,
-              const float* b, int ldb, double beta, float* c, int ldc) {
-  cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, 1, a, lda, b, ldb, static_cast<float>(beta), c, ldc);
-}
-void multiply(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k, const double* a, int lda,
-              const double* b, int ldb, double beta, double* c, int ldc) {
-  cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
 }
 
 /// C = beta C, for k = 0: BLAS may return early.
@@ -74,18 +64,16 @@ void run(const Gemm& g, const Stream& stream) {
   const std::int64_t across = (n + tile.columns - 1) / tile.columns, down = (m + tile.rows - 1) / tile.rows;
   parallel_for(down * across, stream, [&](std::int64_t index) {
     const std::int64_t i = index / across * tile.rows, j = index % across * tile.columns;
-    multiply(g.transpose_a ? CblasTrans : CblasNoTrans, g.transpose_b ? CblasTrans : CblasNoTrans,
-             static_cast<int>(std::min(tile.rows, m - i)), static_cast<int>(std::min(tile.columns, n - j)),
-             static_cast<int>(k), a + i * a_step, lda, b + j * b_step, ldb, g.beta,
-             c + i * static_cast<std::int64_t>(ldc) + j, ldc);
+    blas_gemm(g.transpose_a, g.transpose_b, static_cast<int>(std::min(tile.rows, m - i)),
+              static_cast<int>(std::min(tile.columns, n - j)), static_cast<int>(k), a + i * a_step, lda,
+              b + j * b_step, ldb, g.beta, c + i * static_cast<std::int64_t>(ldc) + j, ldc);
   });
 }
 
 }  // namespace
 
 void gemm(const Gemm& arguments, const Stream& stream) {
-  // Threads are ours (parallel_for): BLAS's own pool would be shared by all ranks of the process.
-  [[maybe_unused]] static const bool once = (openblas_set_num_threads(1), true);
+  prepare_blas();
   with_float(arguments.c.dtype(), "gemm", [&](auto zero) { run<decltype(zero)>(arguments, stream); });
 }
 
