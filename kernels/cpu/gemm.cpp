@@ -17,18 +17,22 @@ std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-/// Halves the longer side of the tile while tiles are big enough to pay for packing their operands again.
-/// Depends on the shape only, so that results do not depend on the number of threads.
+/// Cuts the longer side of the tile in two while tiles are big enough to pay for packing their operands
+/// again. Depends on the shape only, so that results do not depend on the number of threads.
 Grid choose_grid(std::int64_t m, std::int64_t n, std::int64_t k) {
-  constexpr std::int64_t kMostTiles = 16, kSmallestSide = 128, kMultiple = 64;
-  constexpr double kFewestFlops = 3e7;
-  Grid grid{m, n};
-  for (std::int64_t tiles = 2; tiles <= kMostTiles; tiles *= 2) {
-    std::int64_t& side = grid.rows >= grid.columns ? grid.rows : grid.columns;
-    if (side < 2 * kSmallestSide || 2.0 * m * n * k / tiles < kFewestFlops) break;
-    side = round_up((side + 1) / 2, kMultiple);
+  constexpr std::int64_t kMostTiles = 16, kSmallestSide = 128, kMultiple = 16;
+  constexpr double kFewestFlops = 1e8;
+  const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  std::int64_t down = 1, across = 1;
+  while (2 * down * across <= kMostTiles && flops >= kFewestFlops * static_cast<double>(2 * down * across)) {
+    std::int64_t& pieces = m * across >= n * down ? down : across;  // m / down >= n / across
+    if ((m * across >= n * down ? m : n) < 2 * pieces * kSmallestSide) break;
+    pieces *= 2;
   }
-  return grid;
+  const auto even = [](std::int64_t side, std::int64_t pieces) {
+    return round_up((side + pieces - 1) / pieces, kMultiple);
+  };
+  return {even(m, down), even(n, across)};
 }
 
 /// C = beta C, for k = 0: BLAS may return early.
