@@ -10,7 +10,7 @@ Shape check_inputs(const Arguments& a, std::string_view op) {
   expect_rank(a.weight, "(c, w)", op, "weight");
   const Shape& shape = a.x.shape();
   const std::int64_t w = a.weight.dim(1);
-  check(w >= 1, op, "weight: expected (c, w) with w >= 1, got {}", to_string(a.weight.shape()));
+  check(w >= 1, op, "weight: expected (c, w) with w >= 1, got {}", a.weight.shape());
   const Shape halo{shape[0], w - 1, shape[2]};
   expect(a.x, shape, a.x.dtype(), op, "x");
   expect_optional(a.halo, halo, a.x.dtype(), op, "halo");

@@ -34,27 +34,24 @@ template <class F>
 void with_float(DType dtype, std::string_view op, F&& f) {
   if (dtype == DType::f32) return f(float{});
   if (dtype == DType::f64) return f(double{});
-  fail(op, "element type: the CPU backend computes in float32 and float64, got {}", to_string(dtype));
+  fail(op, "element type: the CPU backend computes in float32 and float64, got {}", dtype);
 }
 
 /// Requires `view` to have as many dims as `letters` has names, "(b, t, c)" say, before they are read.
 inline void expect_rank(const ConstView& view, std::string_view letters, std::string_view op,
                         std::string_view name) {
   const auto rank = 1 + std::count(letters.begin(), letters.end(), ',');
-  check(view.rank() == rank, op, "{}: expected {}, got {}", name, letters, to_string(view.shape()));
+  check(view.rank() == rank, op, "{}: expected {}, got {}", name, letters, view.shape());
 }
 
 /// Requires `view` to have this shape, unit stride in its last dim, and (unless absent) this dtype.
 inline void expect(const ConstView& view, const Shape& shape, DType dtype, std::string_view op,
                    std::string_view name) {
-  check(static_cast<bool>(view) || shape.numel() == 0, op, "{}: expected shape {}, got nothing", name,
-        to_string(shape));
-  check(view.shape() == shape, op, "{}: expected shape {}, got {}", name, to_string(shape),
-        to_string(view.shape()));
-  check(view.dtype() == dtype, op, "{}: expected {}, got {}", name, to_string(dtype),
-        to_string(view.dtype()));
+  check(static_cast<bool>(view) || shape.numel() == 0, op, "{}: expected shape {}, got nothing", name, shape);
+  check(view.shape() == shape, op, "{}: expected shape {}, got {}", name, shape, view.shape());
+  check(view.dtype() == dtype, op, "{}: expected {}, got {}", name, dtype, view.dtype());
   check(shape.rank() == 0 || shape[shape.rank() - 1] <= 1 || view.stride(shape.rank() - 1) == 1, op,
-        "{}: the last dim must have stride 1, got strides {}", name, to_string(view.strides()));
+        "{}: the last dim must have stride 1, got strides {}", name, view.strides());
 }
 
 /// The same for an argument that may be left out.

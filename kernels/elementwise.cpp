@@ -21,8 +21,8 @@ void add(const Add& a, const Stream& stream) {
 
 void sum(const Sum& a, const Stream& stream) {
   expect(a.x, a.x.shape(), a.x.dtype(), "sum", "x");
-  check(a.x.contiguous(), "sum", "x: expected a contiguous view, got {} with strides {}",
-        to_string(a.x.shape()), to_string(a.x.strides()));
+  check(a.x.contiguous(), "sum", "x: expected a contiguous view, got {} with strides {}", a.x.shape(),
+        a.x.strides());
   expect(a.result, {1}, DType::f64, "sum", "result");
   run_on(stream, cpu::sum, cuda::sum, a);
 }

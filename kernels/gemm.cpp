@@ -12,8 +12,8 @@ void gemm(const Gemm& a, const Stream& stream) {
   expect(a.b, a.transpose_b ? Shape{n, k} : Shape{k, n}, dtype, "gemm", "b");
   expect(a.c, {m, n}, dtype, "gemm", "c");
   for (const ConstView& x : {a.a, a.b, ConstView(a.c)})
-    check(x.dim(0) <= 1 || x.stride(0) >= x.dim(1), "gemm", "rows of {} with strides {} overlap",
-          to_string(x.shape()), to_string(x.strides()));
+    check(x.dim(0) <= 1 || x.stride(0) >= x.dim(1), "gemm", "rows of {} with strides {} overlap", x.shape(),
+          x.strides());
   run_on(stream, cpu::gemm, cuda::gemm, a);
 }
 

@@ -4,10 +4,12 @@
 // p value width (the SSM's head dim), d hidden, f MLP width, w convolution width, V vocabulary, c channels.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <string>
 #include <type_traits>
 
 #include "kernels/check.h"
@@ -57,6 +59,26 @@ class Shape {
 
 std::string to_string(const Shape& shape);  ///< "(2, 24, 4, 8)"
 
+/// So that a check can be handed these and formats them only when it fails; without the weight of
+/// fmt/format.h.
+template <class T>
+struct PrintedByToString {
+  constexpr auto parse(fmt::format_parse_context& context) { return context.begin(); }
+  auto format(const T& value, fmt::format_context& context) const {
+    const std::string text = to_string(value);
+    return std::copy(text.begin(), text.end(), context.out());
+  }
+};
+
+}  // namespace transmamba
+
+template <>
+struct fmt::formatter<transmamba::Shape> : transmamba::PrintedByToString<transmamba::Shape> {};
+template <>
+struct fmt::formatter<transmamba::DType> : transmamba::PrintedByToString<transmamba::DType> {};
+
+namespace transmamba {
+
 /// A strided window on memory that somebody else owns. Strides count elements, not bytes. Every kernel
 /// asks for stride 1 in the last dim. A default-constructed view is "absent" and tests false.
 /// `Byte` is `const std::byte` for inputs and `std::byte` for outputs.
@@ -97,8 +119,7 @@ class BasicView {
   /// Address of the element (or row) at leading indices `index...`. The type is checked.
   template <class T, class... I>
   Element<T>* ptr(I... index) const {
-    check(dtype_of<T>() == dtype_, "view", "holds {}, read as {}", to_string(dtype_),
-          to_string(dtype_of<T>()));
+    check(dtype_of<T>() == dtype_, "view", "holds {}, read as {}", dtype_, dtype_of<T>());
     std::int64_t offset = 0;
     int i = 0;
     ((offset += static_cast<std::int64_t>(index) * stride_[i++]), ...);
@@ -108,7 +129,7 @@ class BasicView {
   /// Indices [begin, end) of dim `d`.
   BasicView slice(int d, std::int64_t begin, std::int64_t end) const {
     check(d < rank() && 0 <= begin && begin <= end && end <= shape_[d], "view",
-          "slice [{}, {}) of dim {} of {}", begin, end, d, to_string(shape_));
+          "slice [{}, {}) of dim {} of {}", begin, end, d, shape_);
     BasicView out = *this;
     out.shape_[d] = end - begin;
     out.data_ += begin * stride_[d] * size_of(dtype_);
@@ -116,8 +137,8 @@ class BasicView {
   }
   /// Dim `d` cut in two: extent (outer * inner) becomes (outer, inner).
   BasicView split(int d, std::int64_t inner) const {
-    check(d < rank() && inner > 0 && shape_[d] % inner == 0, "view", "dim {} of {} split by {}", d,
-          to_string(shape_), inner);
+    check(d < rank() && inner > 0 && shape_[d] % inner == 0, "view", "dim {} of {} split by {}", d, shape_,
+          inner);
     BasicView out;
     out.data_ = data_, out.dtype_ = dtype_;
     for (int i = 0; i < rank(); ++i) {
@@ -130,8 +151,7 @@ class BasicView {
   /// Dims `d` and `d + 1` joined; they must lie one after the other in memory.
   BasicView merge(int d) const {
     check(d + 1 < rank() && (shape_[d] <= 1 || shape_[d + 1] * stride_[d + 1] == stride_[d]), "view",
-          "dims {} and {} of {} with strides {} cannot be merged", d, d + 1, to_string(shape_),
-          to_string(stride_));
+          "dims {} and {} of {} with strides {} cannot be merged", d, d + 1, shape_, stride_);
     BasicView out;
     out.data_ = data_, out.dtype_ = dtype_;
     for (int i = 0; i < rank(); ++i) {

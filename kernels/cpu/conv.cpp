@@ -3,7 +3,6 @@
 #include "kernels/conv.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels/cpu/tokens.h"
 #include "kernels/cpu/vector_math.h"
@@ -97,7 +96,7 @@ class Channels {
 
   ConstView x_, halo_;
   std::int64_t w_, c_;
-  std::vector<T> zeros_, by_tap_;  // by_tap_ (w, c)
+  Scratch<T> zeros_, by_tap_;  // by_tap_ (w, c)
   const T* bias_;
 };
 
@@ -138,7 +137,7 @@ struct BackwardRun {
   const ConvBackward& a;
   const Channels<T>& channels;
   std::int64_t i, t0, t1, begin, n;
-  std::vector<T>& ring;
+  Scratch<T>& ring;
 
   T* row(std::int64_t time) const {
     return ring.data() + (time + channels.width()) % channels.width() * kTile;
@@ -199,7 +198,7 @@ void backward(const ConvBackward& a, const Stream& stream) {
   const std::int64_t run = std::max(kRunTokens, tokens_per_partial(t)), runs = (t + run - 1) / run;
   // A partial sum holds dweight (w, c), then dbias (c).
   const auto sums = sum_of_partials<T>(b * runs, (w + 1) * c, stream, [&](std::int64_t item, T* partial) {
-    std::vector<T> ring(static_cast<std::size_t>(w * kTile));
+    Scratch<T> ring(static_cast<std::size_t>(w * kTile));
     const std::int64_t t0 = item % runs * run;
     for (std::int64_t begin = 0; begin < c; begin += kTile)
       BackwardRun<T>{a,   channels, item / runs, t0, std::min(t, t0 + run), begin, std::min(kTile, c - begin),

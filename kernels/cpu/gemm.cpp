@@ -48,7 +48,7 @@ void scale(const View& c, double beta) {
 std::int64_t leading(const ConstView& x) {
   const std::int64_t stride = x.dim(0) > 1 ? x.stride(0) : std::max<std::int64_t>(1, x.dim(1));
   check(std::max(stride, x.dim(0)) <= std::numeric_limits<int>::max(), "gemm",
-        "BLAS counts in 32 bits, got shape {} with strides {}", to_string(x.shape()), to_string(x.strides()));
+        "BLAS counts in 32 bits, got shape {} with strides {}", x.shape(), x.strides());
   return stride;
 }
 

@@ -1,7 +1,6 @@
 #include "kernels/rms_norm.h"
 
 #include <cmath>
-#include <vector>
 
 #include "kernels/cpu/tokens.h"
 #include "kernels/cpu/vector_math.h"
@@ -107,7 +106,7 @@ void backward(const RmsNormBackward& a, const Stream& stream) {
   const std::int64_t t = a.x.dim(1), groups = a.x.dim(2), d = a.x.dim(3), tokens = a.x.dim(0) * t;
   const std::int64_t block = tokens_per_partial(tokens);
   const auto partial = [&](std::int64_t item, T* dweight) {
-    std::vector<T> sigmoids(static_cast<std::size_t>(a.gate ? d : 0));
+    Scratch<T> sigmoids(static_cast<std::size_t>(a.gate ? d : 0));
     for (std::int64_t row = item * block; row < std::min(tokens, (item + 1) * block); ++row) {
       const std::int64_t i = row / t, j = row % t;
       for (std::int64_t g = 0; g < groups; ++g) {

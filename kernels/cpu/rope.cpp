@@ -13,7 +13,7 @@ namespace {
 template <class T>
 struct Table {
   static constexpr std::int64_t kStep = 32;
-  std::vector<T> cosine, sine;
+  Scratch<T> cosine, sine;
 
   Table(const Rope& a, const Stream& stream) {
     const std::int64_t t = a.x.dim(1), half = a.x.dim(3) / 2;

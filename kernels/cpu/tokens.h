@@ -3,11 +3,27 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <new>
 #include <vector>
 
 #include "kernels/cpu/parallel_for.h"
 
 namespace transmamba::cpu {
+
+/// Starts on a cache line, so that no vector load crosses one.
+template <class T>
+struct CacheLineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  CacheLineAllocator() = default;
+  template <class U>
+  CacheLineAllocator(const CacheLineAllocator<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* address, std::size_t) { ::operator delete(address, kLine); }
+  bool operator==(const CacheLineAllocator&) const { return true; }
+};
+template <class T>
+using Scratch = std::vector<T, CacheLineAllocator<T>>;
 
 /// Elements a work item should touch: long enough to hide the cost of handing it out, short enough to
 /// balance.
@@ -31,8 +47,8 @@ inline std::int64_t tokens_per_partial(std::int64_t tokens) {
 /// Sum over i in [0, items) of the `width` numbers that f(i, partial) adds to a zeroed `partial`, in the
 /// order of i.
 template <class T, class F>
-std::vector<T> sum_of_partials(std::int64_t items, std::int64_t width, const Stream& stream, F&& f) {
-  std::vector<T> partials(static_cast<std::size_t>(std::max<std::int64_t>(1, items) * width));
+Scratch<T> sum_of_partials(std::int64_t items, std::int64_t width, const Stream& stream, F&& f) {
+  Scratch<T> partials(static_cast<std::size_t>(std::max<std::int64_t>(1, items) * width));
   T* const total = partials.data();
   parallel_for(items, stream, [&](std::int64_t i) { f(i, total + i * width); });
   for (std::int64_t i = 1; i < items; ++i) {
