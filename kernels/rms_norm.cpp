@@ -11,7 +11,6 @@ void rms_norm(const RmsNorm& a, const Stream& stream) {
   expect_optional(a.gate, shape, dtype, op, "gate");
   expect(a.weight, {shape[2], shape[3]}, dtype, op, "weight");
   expect(a.y, shape, dtype, op, "y");
-  expect_optional(a.rstd, {shape[0], shape[1], shape[2]}, dtype, op, "rstd");
   run_on(stream, cpu::rms_norm, cuda::rms_norm, a);
 }
 
@@ -24,7 +23,6 @@ void rms_norm_backward(const RmsNormBackward& a, const Stream& stream) {
   expect(a.x, shape, dtype, op, "x");
   expect_optional(a.gate, shape, dtype, op, "gate");
   expect(a.weight, {shape[2], shape[3]}, dtype, op, "weight");
-  expect(a.rstd, {shape[0], shape[1], shape[2]}, dtype, op, "rstd");
   expect_optional(a.dresidual, shape, dtype, op, "dresidual");
   expect(a.dx, shape, dtype, op, "dx");
   if (a.gate) expect(a.dgate, shape, dtype, op, "dgate");

@@ -7,30 +7,31 @@
 namespace transmamba {
 
 /// v = x * SiLU(gate) (v = x without a gate);  y = v * rstd * weight,  rstd = 1/sqrt(mean(v^2) + eps).
-/// x, gate, y (b, t, g, d); weight (g, d); rstd (b, t, g). The mean is over d. y may alias x.
+/// x, gate, y (b, t, g, d); weight (g, d). The mean is over d. y may alias x.
 struct RmsNorm {
   ConstView x;
   ConstView gate = {};  ///< optional
   ConstView weight;
   View y;
-  View rstd = {};  ///< optional: kept for the backward pass
   double eps = 1e-5;
 };
 TRANSMAMBA_KERNEL(rms_norm, RmsNorm);
 
 /// Gradients of RmsNorm. dx and dgate are overwritten, dweight is added to. dx may alias dy or dresidual.
 /// `dresidual`, where given, is added into dx: the gradient that reaches x around the layer.
-/// Deterministic: partial sums of dweight have a fixed order.
+/// Computed in float64 from x itself, also for float32: dx is what is left after the part along v is taken
+/// out, a small difference of large numbers where the output hardly depends on a parameter (D in an ungated
+/// mixer, say). Deterministic: partial sums of dweight have a fixed order.
 struct RmsNormBackward {
   ConstView dy;
   ConstView x;
   ConstView gate = {};  ///< as in forward
   ConstView weight;
-  ConstView rstd;
   ConstView dresidual = {};  ///< optional
   View dx;
   View dgate = {};  ///< with a gate
   View dweight;
+  double eps = 1e-5;
 };
 TRANSMAMBA_KERNEL(rms_norm_backward, RmsNormBackward);
 

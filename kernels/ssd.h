@@ -50,7 +50,7 @@ TRANSMAMBA_KERNEL(ssd_scan, SsdScan);
 /// dq, dk, dv, ddt and dstate_in are overwritten, da_log and dd_skip are added to. Deterministic.
 struct SsdScanBackward {
   ConstView dy;
-  ConstView dstate_out = {};                            ///< optional: zero
+  ConstView dstate_out = {};  ///< optional: zero
   ConstView q, k, v, dt, a_log;
   ConstView d_skip = {}, state_in = {};  ///< as in forward
   View dq, dk, dv, ddt, da_log;

@@ -15,28 +15,23 @@ AnyTensor one_group(const AnyTensor& x) {
 }
 
 /// y (b, t, d) = norm(x) * weight.
-Tensor norm(const Context& context, const Tensor& x, const Pack& weight, double eps, Tensor& rstd) {
+Tensor norm(const Context& context, const Tensor& x, const Pack& weight, double eps) {
   const Tensor y = context.empty(x.shape());
-  rstd = context.empty({x.dim(0), x.dim(1), 1});
-  rms_norm({.x = one_group(x),
-            .weight = weight.value().split(0, x.dim(2)),
-            .y = one_group(y),
-            .rstd = rstd,
-            .eps = eps},
+  rms_norm({.x = one_group(x), .weight = weight.value().split(0, x.dim(2)), .y = one_group(y), .eps = eps},
            context.stream);
   return y;
 }
 
 /// dresidual (b, t, d) += the gradient that comes through the norm, from dy (b, t, d).
-void norm_backward(const Context& context, const Tensor& dy, const Tensor& x, const Pack& weight,
-                   const Tensor& rstd, const Tensor& dresidual) {
+void norm_backward(const Context& context, const Tensor& dy, const Tensor& x, const Pack& weight, double eps,
+                   const Tensor& dresidual) {
   rms_norm_backward({.dy = one_group(dy),
                      .x = one_group(x),
                      .weight = weight.value().split(0, x.dim(2)),
-                     .rstd = rstd,
                      .dresidual = one_group(dresidual),
                      .dx = one_group(dresidual),
-                     .dweight = weight.grad().split(0, x.dim(2))},
+                     .dweight = weight.grad().split(0, x.dim(2)),
+                     .eps = eps},
                     context.stream);
 }
 
@@ -83,7 +78,7 @@ Tensor Model::embed(const Context& context, const Tensor& tokens) const {
 
 Tensor Model::logits(const Context& context, const Tensor& residual, Saved& saved) const {
   saved.residual = residual;
-  saved.normed = norm(context, residual, final_norm_, config_.norm_eps, saved.rstd);
+  saved.normed = norm(context, residual, final_norm_, config_.norm_eps);
   const Tensor logits = context.empty({residual.dim(0), residual.dim(1), config_.vocab_size});
   head_.forward(context, saved.normed, logits);
   return logits;
@@ -98,7 +93,7 @@ Tensor Model::forward(const Context& context, const Tensor& tokens, Saved* saved
   for (const Layer& layer : layers_) {
     LayerSaved kept;
     kept.residual = residual;
-    const Tensor u = norm(context, residual, layer.norm, config_.norm_eps, kept.rstd);
+    const Tensor u = norm(context, residual, layer.norm, config_.norm_eps);
     residual = copy_of(context, residual);
     if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner)) {
       Mixer::Saved inner;
@@ -130,7 +125,7 @@ void Model::backward(const Context& context, double scale, Saved& s) const {
   s.logits = Tensor();
   const Tensor dresidual = context.empty(s.residual.shape());
   fill({.value = 0, .y = dresidual}, context.stream);
-  norm_backward(context, dnormed, s.residual, final_norm_, s.rstd, dresidual);
+  norm_backward(context, dnormed, s.residual, final_norm_, config_.norm_eps, dresidual);
   for (std::size_t i = layers_.size(); i-- > 0;) {
     const Layer& layer = layers_[i];
     LayerSaved& kept = s.layers[i];
@@ -139,7 +134,7 @@ void Model::backward(const Context& context, double scale, Saved& s) const {
       mixer->backward(context, dresidual, du, std::get<Mixer::Saved>(kept.inner));
     else
       std::get<Mlp>(layer.inner).backward(context, dresidual, du, std::get<Mlp::Saved>(kept.inner));
-    norm_backward(context, du, kept.residual, layer.norm, kept.rstd, dresidual);
+    norm_backward(context, du, kept.residual, layer.norm, config_.norm_eps, dresidual);
     kept = {};
   }
   embedding_backward({.dy = dresidual, .tokens = s.tokens, .dweight = embedding_.grad()}, context.stream);
@@ -156,8 +151,7 @@ Tensor Model::decode(const Context& context, const Tensor& tokens, Cache& cache)
   Tensor residual = embed(context, tokens);
   std::size_t mixers = 0;
   for (const Layer& layer : layers_) {
-    Tensor rstd;
-    const Tensor u = norm(context, residual, layer.norm, config_.norm_eps, rstd);
+    const Tensor u = norm(context, residual, layer.norm, config_.norm_eps);
     if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner)) {
       mixer->decode(context, u, residual, cache.mixers[mixers++]);
     } else {

@@ -26,7 +26,6 @@ class Model {
   /// What the forward pass of one layer keeps for its backward pass.
   struct LayerSaved {
     Tensor residual;  // (b, t, d) the layer's input
-    Tensor rstd;      // (b, t, 1)
     std::variant<Mixer::Saved, Mlp::Saved> inner;
   };
   /// What a whole forward pass keeps. With keep_states each mixer also keeps its states at P and at the end.
@@ -35,7 +34,7 @@ class Model {
     Tensor tokens;  // (b, t) int32
     std::vector<LayerSaved> layers;
     Tensor residual;  // (b, t, d) the final norm's input
-    Tensor rstd, normed;
+    Tensor normed;
     Tensor targets;  // (b, t) int32
     Tensor logits;   // (b, t, V); the backward pass overwrites it
     Tensor lse;

@@ -45,60 +45,82 @@ void forward(const RmsNorm& a, const Stream& stream) {
       const T sum = a.gate ? apply_gate(x, a.gate.ptr<T>(i, j, g), y, d) : sum_of_squares(x, d);
       const T rstd = T(1) / std::sqrt(sum / static_cast<T>(d) + static_cast<T>(a.eps));
       scale_row(a.gate ? y : x, a.weight.ptr<T>(g), rstd, y, d);
-      if (a.rstd) *a.rstd.ptr<T>(i, j, g) = rstd;
     }
   });
 }
 
-// With v' = v rstd and u = dy weight:  dv = rstd (u - v' mean(u v')).  The rows below share these names.
+// With v' = v rstd and u = dy weight:  dv = rstd (u - v' mean(u v')), in float64 (see the contract).
+
+/// The two numbers of a row that dv needs, from sums of v^2 and u v.
+struct RowScale {
+  double rstd, mean;  // mean(u v')
+  RowScale(double squares, double dot, std::int64_t d, double eps)
+      : rstd(1 / std::sqrt(squares / static_cast<double>(d) + eps)),
+        mean(dot * rstd / static_cast<double>(d)) {}
+};
 
 template <class T>
-void backward_row(const T* dy, const T* x, const T* weight, T rstd, const T* dresidual, T* dx, T* dweight,
+void backward_row(const T* dy, const T* x, const T* weight, double eps, const T* dresidual, T* dx, T* dweight,
                   std::int64_t d) {
-  T dot = 0;
-#pragma omp simd reduction(+ : dot)
-  for (std::int64_t i = 0; i < d; ++i) dot += dy[i] * weight[i] * x[i];
-  const T mean = dot * rstd / static_cast<T>(d);
+  double squares = 0, dot = 0;
+#pragma omp simd reduction(+ : squares, dot)
+  for (std::int64_t i = 0; i < d; ++i) {
+    const double v = x[i];
+    squares += v * v;
+    dot += static_cast<double>(dy[i]) * static_cast<double>(weight[i]) * v;
+  }
+  const RowScale scale(squares, dot, d, eps);
+  const double rstd = scale.rstd, mean = scale.mean;
   const auto row = [&](auto residual) {
 #pragma omp simd
     for (std::int64_t i = 0; i < d; ++i) {
-      const T normed = x[i] * rstd;
-      const T dv = rstd * (dy[i] * weight[i] - normed * mean);
-      dweight[i] += dy[i] * normed;
-      dx[i] = dv + residual(i);
+      const double normed = static_cast<double>(x[i]) * rstd, dyi = dy[i];
+      const double dv = rstd * (dyi * static_cast<double>(weight[i]) - normed * mean);
+      dweight[i] += static_cast<T>(dyi * normed);
+      dx[i] = static_cast<T>(dv + residual(i));
     }
   };
   if (dresidual)
-    row([dresidual](std::int64_t i) { return dresidual[i]; });
+    row([dresidual](std::int64_t i) { return static_cast<double>(dresidual[i]); });
   else
-    row([](std::int64_t) { return T(0); });
+    row([](std::int64_t) { return 0.0; });
 }
 
+/// `silus` and `slopes` are scratch: SiLU(gate) and its derivative.
 template <class T>
-void gated_backward_row(const T* dy, const T* x, const T* gate, const T* weight, T rstd, const T* dresidual,
-                        T* dx, T* dgate, T* dweight, T* sigmoids, std::int64_t d) {
-  T dot = 0;
-#pragma omp simd reduction(+ : dot)
+void gated_backward_row(const T* dy, const T* x, const T* gate, const T* weight, double eps,
+                        const T* dresidual, T* dx, T* dgate, T* dweight, T* silus, T* slopes,
+                        std::int64_t d) {
+#pragma omp simd
   for (std::int64_t i = 0; i < d; ++i) {
-    sigmoids[i] = sigmoid(gate[i]);
-    dot += dy[i] * weight[i] * x[i] * gate[i] * sigmoids[i];
+    const T s = sigmoid(gate[i]);
+    silus[i] = gate[i] * s;
+    slopes[i] = s * (T(1) + gate[i] * (T(1) - s));
   }
-  const T mean = dot * rstd / static_cast<T>(d);
+  double squares = 0, dot = 0;
+#pragma omp simd reduction(+ : squares, dot)
+  for (std::int64_t i = 0; i < d; ++i) {
+    const double v = static_cast<double>(x[i]) * static_cast<double>(silus[i]);
+    squares += v * v;
+    dot += static_cast<double>(dy[i]) * static_cast<double>(weight[i]) * v;
+  }
+  const RowScale scale(squares, dot, d, eps);
+  const double rstd = scale.rstd, mean = scale.mean;
   const auto row = [&](auto residual) {
 #pragma omp simd
     for (std::int64_t i = 0; i < d; ++i) {
-      const T s = sigmoids[i], silu = gate[i] * s, value = x[i];
-      const T normed = value * silu * rstd;
-      const T dv = rstd * (dy[i] * weight[i] - normed * mean);
-      dweight[i] += dy[i] * normed;
-      dgate[i] = dv * value * s * (T(1) + gate[i] * (T(1) - s));
-      dx[i] = dv * silu + residual(i);
+      const double silu = silus[i], value = x[i], dyi = dy[i];
+      const double normed = value * silu * rstd;
+      const double dv = rstd * (dyi * static_cast<double>(weight[i]) - normed * mean);
+      dweight[i] += static_cast<T>(dyi * normed);
+      dgate[i] = static_cast<T>(dv * value * static_cast<double>(slopes[i]));
+      dx[i] = static_cast<T>(dv * silu + residual(i));
     }
   };
   if (dresidual)
-    row([dresidual](std::int64_t i) { return dresidual[i]; });
+    row([dresidual](std::int64_t i) { return static_cast<double>(dresidual[i]); });
   else
-    row([](std::int64_t) { return T(0); });
+    row([](std::int64_t) { return 0.0; });
 }
 
 template <class T>
@@ -106,20 +128,19 @@ void backward(const RmsNormBackward& a, const Stream& stream) {
   const std::int64_t t = a.x.dim(1), groups = a.x.dim(2), d = a.x.dim(3), tokens = a.x.dim(0) * t;
   const std::int64_t block = tokens_per_partial(tokens);
   const auto partial = [&](std::int64_t item, T* dweight) {
-    Scratch<T> sigmoids(static_cast<std::size_t>(a.gate ? d : 0));
+    Scratch<T> silus(static_cast<std::size_t>(a.gate ? d : 0)), slopes(silus.size());
     for (std::int64_t row = item * block; row < std::min(tokens, (item + 1) * block); ++row) {
       const std::int64_t i = row / t, j = row % t;
       for (std::int64_t g = 0; g < groups; ++g) {
         const T* const dresidual = a.dresidual ? a.dresidual.ptr<T>(i, j, g) : nullptr;
         const T* const dy = a.dy.ptr<T>(i, j, g);
         const T* const x = a.x.ptr<T>(i, j, g);
-        const T rstd = *a.rstd.ptr<T>(i, j, g);
         if (a.gate)
-          gated_backward_row(dy, x, a.gate.ptr<T>(i, j, g), a.weight.ptr<T>(g), rstd, dresidual,
-                             a.dx.ptr<T>(i, j, g), a.dgate.ptr<T>(i, j, g), dweight + g * d, sigmoids.data(),
-                             d);
+          gated_backward_row(dy, x, a.gate.ptr<T>(i, j, g), a.weight.ptr<T>(g), a.eps, dresidual,
+                             a.dx.ptr<T>(i, j, g), a.dgate.ptr<T>(i, j, g), dweight + g * d, silus.data(),
+                             slopes.data(), d);
         else
-          backward_row(dy, x, a.weight.ptr<T>(g), rstd, dresidual, a.dx.ptr<T>(i, j, g), dweight + g * d, d);
+          backward_row(dy, x, a.weight.ptr<T>(g), a.eps, dresidual, a.dx.ptr<T>(i, j, g), dweight + g * d, d);
       }
     }
   };

@@ -64,22 +64,17 @@ std::int64_t Mixer::first_gated(std::int64_t transpoint, std::int64_t tokens) co
 }
 
 void Mixer::norm(const Context& context, const Tensor& y, const Tensor& projected, std::int64_t transpoint,
-                 View rstd, View normed) const {
+                 View normed) const {
   const std::int64_t t = y.dim(1), cut = first_gated(transpoint, t);
   const View weight = norm_weight_.value().split(0, p_);
   if (cut > 0)
-    rms_norm({.x = y.slice(1, 0, cut),
-              .weight = weight,
-              .y = normed.slice(1, 0, cut),
-              .rstd = rstd.slice(1, 0, cut),
-              .eps = norm_eps_},
+    rms_norm({.x = y.slice(1, 0, cut), .weight = weight, .y = normed.slice(1, 0, cut), .eps = norm_eps_},
              context.stream);
   if (cut < t)
     rms_norm({.x = y.slice(1, cut, t),
               .gate = gate_view(projected).slice(1, cut, t),
               .weight = weight,
               .y = normed.slice(1, cut, t),
-              .rstd = rstd.slice(1, cut, t),
               .eps = norm_eps_},
              context.stream);
 }
@@ -144,9 +139,8 @@ void Mixer::forward(const Context& context, const Tensor& u, View residual, Save
              stream);
 
   // Gate, norm, project.
-  s.rstd = context.empty({b, t, h});
   s.normed = context.empty({b, t, h, p_});
-  norm(context, s.y, s.projected, cut, s.rstd, s.normed);
+  norm(context, s.y, s.projected, cut, s.normed);
   out_.forward(context, s.normed.merge(2), residual, /*accumulate=*/true);
 }
 
@@ -166,9 +160,9 @@ void Mixer::backward(const Context& context, ConstView dout, View du, Saved& s) 
     rms_norm_backward({.dy = dnormed.slice(1, 0, gated),
                        .x = s.y.slice(1, 0, gated),
                        .weight = weight,
-                       .rstd = s.rstd.slice(1, 0, gated),
                        .dx = dy.slice(1, 0, gated),
-                       .dweight = dweight},
+                       .dweight = dweight,
+                       .eps = norm_eps_},
                       stream);
     fill({.value = 0, .y = dz.slice(1, 0, gated)}, stream);
   }
@@ -177,10 +171,10 @@ void Mixer::backward(const Context& context, ConstView dout, View du, Saved& s) 
                        .x = s.y.slice(1, gated, t),
                        .gate = gate_view(s.projected).slice(1, gated, t),
                        .weight = weight,
-                       .rstd = s.rstd.slice(1, gated, t),
                        .dx = dy.slice(1, gated, t),
                        .dgate = dz.slice(1, gated, t),
-                       .dweight = dweight},
+                       .dweight = dweight,
+                       .eps = norm_eps_},
                       stream);
 
   // Through the SSM, back to the state at P.
@@ -326,8 +320,8 @@ void Mixer::decode(const Context& context, const Tensor& u, View residual, Cache
               .state_out = cache.state},
              stream);
 
-  const Tensor rstd = context.empty({b, t, h}), normed = context.empty({b, t, h, p_});
-  norm(context, y, projected, cut, rstd, normed);
+  const Tensor normed = context.empty({b, t, h, p_});
+  norm(context, y, projected, cut, normed);
   out_.forward(context, normed.merge(2), residual, /*accumulate=*/true);
   cache.position += t;
 }

@@ -23,7 +23,6 @@ class Mixer {
     Tensor lse;           // (b, h, P)
     Tensor state;         // (b, h, n, p) at P: the Memory Converter's result
     Tensor y;             // (b, T, h, p) attention's and the SSM's outputs side by side
-    Tensor rstd;          // (b, T, h)
     Tensor normed;        // (b, T, h, p)
     Tensor last_state;    // (b, h, n, p) after the last token; only computed with keep_states
     bool keep_states = false;
@@ -69,7 +68,7 @@ class Mixer {
   std::int64_t first_gated(std::int64_t transpoint, std::int64_t tokens) const;
   /// SiLU(z) where it gates, then the per-head norm.
   void norm(const Context& context, const Tensor& y, const Tensor& projected, std::int64_t transpoint,
-            View rstd, View normed) const;
+            View normed) const;
 };
 
 }  // namespace transmamba
