@@ -30,7 +30,7 @@ po::options_description make_options() {
 
 void assign(Config& config, const std::string& name, const std::string& value, const std::string& origin) {
   const ConfigKey* key = find_config_key(name);
-  if (!key) fail(kWhere, "unknown key {} ({}): {}", name, origin, suggest_config_key(name));
+  if (key == nullptr) fail(kWhere, "unknown key {} ({}): {}", name, origin, suggest_config_key(name));
   check(key->assign(config, value) && key->within(config), kWhere, "{} ({}): expected {}, got \"{}\"", name,
         origin, key->allowed, value);
 }
@@ -96,7 +96,9 @@ std::string read_file(const std::filesystem::path& file) {
         file.string());
   std::ifstream in(file, std::ios::binary);
   check(in.is_open(), kWhere, "cannot read the configuration file {}", file.string());
-  return {std::istreambuf_iterator<char>(in), {}};
+  std::string text{std::istreambuf_iterator<char>(in), {}};
+  check(!in.bad(), kWhere, "cannot read the configuration file {}", file.string());
+  return text;
 }
 
 /// Head counts around `config`'s by which hidden_size can be shared out, for a message.
@@ -143,21 +145,22 @@ double ModelConfig::output_init_std() const {
 }
 
 void Config::resolve() {
-  for (std::int64_t* width : {&model.qk_head_dim, &model.v_head_dim}) {
-    if (*width != 0) continue;
-    check(model.num_heads > 0 && model.hidden_size > 0 && model.hidden_size % model.num_heads == 0, kWhere,
-          "model.hidden_size = {} is not divisible by model.num_heads = {}, and model.{} = 0 asks for the "
-          "quotient; {}",
-          model.hidden_size, model.num_heads, width == &model.qk_head_dim ? "qk_head_dim" : "v_head_dim",
-          model.num_heads > 0 ? working_head_counts(model) : "");
-    if (width == &model.qk_head_dim)
-      check(model.hidden_size / model.num_heads % 2 == 0, kWhere,
-            "model.qk_head_dim must be even (RoPE pairs dimensions), but model.hidden_size / model.num_heads "
-            "= {} / {} = {}; {}",
-            model.hidden_size, model.num_heads, model.hidden_size / model.num_heads,
-            working_head_counts(model));
-  }
-  const std::int64_t share = model.num_heads > 0 ? model.hidden_size / model.num_heads : 0;
+  const bool shares = model.qk_head_dim == 0 || model.v_head_dim == 0;
+  check(!shares || (model.num_heads > 0 && model.hidden_size > 0), kWhere,
+        "model.hidden_size and model.num_heads must be above 0, got {} and {}", model.hidden_size,
+        model.num_heads);
+  if (shares && model.hidden_size % model.num_heads != 0)
+    fail(kWhere,
+         "model.hidden_size = {} is not divisible by model.num_heads = {}, and model.{} = 0 asks for the "
+         "quotient; {}",
+         model.hidden_size, model.num_heads, model.qk_head_dim == 0 ? "qk_head_dim" : "v_head_dim",
+         working_head_counts(model));
+  const std::int64_t share = shares ? model.hidden_size / model.num_heads : 0;
+  if (model.qk_head_dim == 0 && share % 2 != 0)
+    fail(kWhere,
+         "model.qk_head_dim must be even (RoPE pairs dimensions), but model.hidden_size / model.num_heads "
+         "= {} / {} = {}; {}",
+         model.hidden_size, model.num_heads, share, working_head_counts(model));
   if (model.qk_head_dim == 0) model.qk_head_dim = share;
   if (model.v_head_dim == 0) model.v_head_dim = share;
   if (model.ffn_hidden_size == 0) {
