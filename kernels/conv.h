@@ -11,7 +11,7 @@ namespace transmamba {
 /// `halo` (b, w-1, c) holds the w-1 inputs before x; absent means zeros (the start of a sequence).
 struct Conv {
   ConstView x;
-  ConstView halo;  ///< optional
+  ConstView halo = {};  ///< optional
   ConstView weight;
   ConstView bias;
   View y;
@@ -23,11 +23,11 @@ TRANSMAMBA_KERNEL(conv, Conv);
 struct ConvBackward {
   ConstView dy;
   ConstView x;
-  ConstView halo;  ///< as in forward
+  ConstView halo = {};  ///< as in forward
   ConstView weight;
   ConstView bias;
   View dx;
-  View dhalo;  ///< optional, (b, w-1, c)
+  View dhalo = {};  ///< optional, (b, w-1, c)
   View dweight;
   View dbias;
 };

@@ -10,10 +10,10 @@ namespace transmamba {
 /// x, gate, y (b, t, g, d); weight (g, d); rstd (b, t, g). The mean is over d. y may alias x.
 struct RmsNorm {
   ConstView x;
-  ConstView gate;  ///< optional
+  ConstView gate = {};  ///< optional
   ConstView weight;
   View y;
-  View rstd;  ///< optional: kept for the backward pass
+  View rstd = {};  ///< optional: kept for the backward pass
   double eps = 1e-5;
 };
 TRANSMAMBA_KERNEL(rms_norm, RmsNorm);
@@ -24,12 +24,12 @@ TRANSMAMBA_KERNEL(rms_norm, RmsNorm);
 struct RmsNormBackward {
   ConstView dy;
   ConstView x;
-  ConstView gate;  ///< as in forward
+  ConstView gate = {};  ///< as in forward
   ConstView weight;
   ConstView rstd;
-  ConstView dresidual;  ///< optional
+  ConstView dresidual = {};  ///< optional
   View dx;
-  View dgate;  ///< with a gate
+  View dgate = {};  ///< with a gate
   View dweight;
 };
 TRANSMAMBA_KERNEL(rms_norm_backward, RmsNormBackward);

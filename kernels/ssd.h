@@ -17,9 +17,9 @@ namespace transmamba {
 /// state_out may alias state_in.
 struct SsdSummary {
   ConstView k, v, dt, a_log;
-  ConstView state_in;  ///< optional: zero
+  ConstView state_in = {};  ///< optional: zero
   View state_out;
-  View log_decay;  ///< optional
+  View log_decay = {};  ///< optional
 };
 TRANSMAMBA_KERNEL(ssd_summary, SsdSummary);
 
@@ -27,11 +27,11 @@ TRANSMAMBA_KERNEL(ssd_summary, SsdSummary);
 /// dstate_in is overwritten and may alias dstate_out.
 struct SsdSummaryBackward {
   ConstView dstate_out;
-  ConstView dlog_decay;  ///< optional: zero
+  ConstView dlog_decay = {};  ///< optional: zero
   ConstView k, v, dt, a_log;
-  ConstView state_in;  ///< as in forward
+  ConstView state_in = {};  ///< as in forward
   View dk, dv, ddt, da_log;
-  View dstate_in;  ///< optional
+  View dstate_in = {};  ///< optional
 };
 TRANSMAMBA_KERNEL(ssd_summary_backward, SsdSummaryBackward);
 
@@ -39,10 +39,10 @@ TRANSMAMBA_KERNEL(ssd_summary_backward, SsdSummaryBackward);
 /// the outputs is one chunk a thread.
 struct SsdScan {
   ConstView q, k, v, dt, a_log;
-  ConstView d_skip;    ///< optional: zero
-  ConstView state_in;  ///< optional: zero
+  ConstView d_skip = {};    ///< optional: zero
+  ConstView state_in = {};  ///< optional: zero
   View y;
-  View state_out;  ///< optional
+  View state_out = {};  ///< optional
 };
 TRANSMAMBA_KERNEL(ssd_scan, SsdScan);
 
@@ -50,11 +50,12 @@ TRANSMAMBA_KERNEL(ssd_scan, SsdScan);
 /// dq, dk, dv, ddt and dstate_in are overwritten, da_log and dd_skip are added to. Deterministic.
 struct SsdScanBackward {
   ConstView dy;
-  ConstView dstate_out;                            ///< optional: zero
-  ConstView q, k, v, dt, a_log, d_skip, state_in;  ///< as in forward
+  ConstView dstate_out = {};                            ///< optional: zero
+  ConstView q, k, v, dt, a_log;
+  ConstView d_skip = {}, state_in = {};  ///< as in forward
   View dq, dk, dv, ddt, da_log;
-  View dd_skip;    ///< with d_skip
-  View dstate_in;  ///< optional
+  View dd_skip = {};    ///< with d_skip
+  View dstate_in = {};  ///< optional
 };
 TRANSMAMBA_KERNEL(ssd_scan_backward, SsdScanBackward);
 

@@ -70,7 +70,7 @@ class Report {
   }
 
   /// `ours` against a dataset of the golden file. `zero`, where > 0, is the size of what counts: a reference whose norm is
-  /// below 1e-12 of it is rounding noise around an exact zero, and the error is then relative to `zero`.
+  /// at most 1e-12 of it is rounding noise around an exact zero, and the error is then relative to `zero`.
   void compare(const std::string& name, const ConstView& ours, double tolerance, double zero = 0) {
     Tensor reference(memory_, ours.shape(), DType::f64);
     golden_.read(name, reference);
@@ -88,7 +88,8 @@ class Report {
     });
     size = std::sqrt(size);
     const bool is_zero = size <= 1e-12 * zero;
-    line(name, std::sqrt(difference) / (is_zero ? zero : size), tolerance, is_zero ? " (zero in the reference: relative to all gradients)" : "");
+    const double scale = is_zero ? zero : size;
+    line(name, std::sqrt(difference) / (scale > 0 ? scale : 1), tolerance, is_zero ? "  (zero in the reference)" : "");
   }
   void compare(const std::string& name, const std::vector<double>& ours, double tolerance) {
     compare(name, ConstView(reinterpret_cast<const std::byte*>(ours.data()), DType::f64, {static_cast<std::int64_t>(ours.size())}), tolerance);
