@@ -26,7 +26,9 @@ DType parse_dtype(const std::string& name) { return name == "float64" ? DType::f
 
 Session::Session(const TrainConfig& config) {
   check(config.device == "cpu", "session",
-        "train.device = {}: the CUDA backend of this version has no kernels for a whole model yet; allowed now: cpu", config.device);
+        "train.device = {}: the CUDA backend of this version has no kernels for a whole model yet; allowed "
+        "now: cpu",
+        config.device);
   context_.stream.device = Device::cpu;
   context_.stream.threads = config.threads > 0 ? static_cast<int>(config.threads) : available_cores();
   context_.dtype = parse_dtype(config.dtype);
@@ -36,7 +38,8 @@ Session::Session(const TrainConfig& config) {
 double measure_peak_flops(const Context& context, double seconds) {
   using Clock = std::chrono::steady_clock;
   constexpr std::int64_t kSize = 1024;
-  const Tensor a = context.empty({kSize, kSize}), b = context.empty({kSize, kSize}), c = context.empty({kSize, kSize});
+  const Tensor a = context.empty({kSize, kSize}), b = context.empty({kSize, kSize}),
+               c = context.empty({kSize, kSize});
   fill({.value = 0.5, .y = a}, context.stream);
   fill({.value = 0.25, .y = b}, context.stream);
   const auto product = [&] { gemm({.a = a, .b = b, .c = c}, context.stream); };
@@ -46,7 +49,8 @@ double measure_peak_flops(const Context& context, double seconds) {
   while (std::chrono::duration<double>(Clock::now() - start).count() < seconds) {
     const auto begin = Clock::now();
     product();
-    best = std::max(best, 2.0 * kSize * kSize * kSize / std::chrono::duration<double>(Clock::now() - begin).count());
+    best = std::max(
+        best, 2.0 * kSize * kSize * kSize / std::chrono::duration<double>(Clock::now() - begin).count());
   }
   return best;
 }
@@ -58,12 +62,15 @@ std::int64_t peak_resident_bytes() {
 }
 
 int run_command(const std::function<int()>& command) {
-  std::signal(SIGXFSZ, SIG_IGN);  // past a file size limit, writes fail with an error instead of killing the process
+  std::signal(SIGXFSZ,
+              SIG_IGN);  // past a file size limit, writes fail with an error instead of killing the process
   try {
     return command();
   } catch (const std::bad_alloc&) {
     std::fflush(stdout);
-    fmt::print(stderr, "transmamba: [memory] out of memory; a smaller train.micro_batch or train.seq_len needs less\n");
+    fmt::print(
+        stderr,
+        "transmamba: [memory] out of memory; a smaller train.micro_batch or train.seq_len needs less\n");
   } catch (const std::exception& error) {
     std::fflush(stdout);
     fmt::print(stderr, "transmamba: {}\n", error.what());

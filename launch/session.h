@@ -8,7 +8,8 @@
 
 namespace transmamba {
 
-/// Everything a rank runs with, made from the configuration. Throws Error where this machine or build lacks what it asks for.
+/// Everything a rank runs with, made from the configuration. Throws Error where this machine or build lacks
+/// what it asks for.
 class Session {
  public:
   explicit Session(const TrainConfig& config);
@@ -21,7 +22,8 @@ class Session {
   Context context_;
 };
 
-/// Peak rate of this rank's cores or GPU in FLOP/s, measured by matrix products in the session's type for `seconds`.
+/// Peak rate of this rank's cores or GPU in FLOP/s, measured by matrix products in the session's type for
+/// `seconds`.
 double measure_peak_flops(const Context& context, double seconds = 0.3);
 
 /// Largest resident memory this process has had, in bytes.

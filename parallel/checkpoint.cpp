@@ -1,15 +1,11 @@
 #include "parallel/checkpoint.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
-#include <cerrno>
-#include <cstring>
 #include <system_error>
 
 #include "core/config_keys.h"
+#include "core/durable_rename.h"
 
 namespace transmamba {
 namespace {
@@ -22,15 +18,6 @@ constexpr std::string_view kStep = "step_";
 
 std::string shard_name(int rank) { return fmt::format("shard_{:05}.h5", rank); }
 
-/// A folder's entries reach the disk when the folder is synced.
-void sync_folder(const fs::path& folder) {
-  const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY);
-  const bool ok = fd >= 0 && ::fsync(fd) == 0;
-  const int error = errno;
-  if (fd >= 0) ::close(fd);
-  check(ok, kWhere, "{}: cannot sync: {}", folder.string(), std::strerror(error));
-}
-
 /// What the two moments and the values are called in a file, in the order of `flat_of`.
 constexpr std::array<const char*, 3> kGroups = {"params/", "optimizer/m/", "optimizer/v/"};
 
@@ -42,8 +29,8 @@ void write_shard(const fs::path& path, const ParameterStore& store, const Optimi
   file.close();
 }
 
-void write_index(const fs::path& path, const TrainState& state, const Config& config, const std::string& tokenizer,
-                 const ParameterStore& store) {
+void write_index(const fs::path& path, const TrainState& state, const Config& config,
+                 const TokenizerSource& tokenizer, const ParameterStore& store) {
   const auto extents = [](const Shape& shape) {
     Hdf5File::Extents out;
     for (int i = 0; i < shape.rank(); ++i) out.push_back(shape[i]);
@@ -52,15 +39,18 @@ void write_index(const fs::path& path, const TrainState& state, const Config& co
   Hdf5File file = Hdf5File::create(path);
   for (const char* group : kGroups)
     for (const Parameter& p : store.parameters())
-      file.write_virtual(group + p.name, extents(p.shard.global), p.value.dtype(),
-                         {{shard_name(0), group + p.name, extents(p.shard.offset()), extents(p.shard.shape())}});
+      file.write_virtual(
+          group + p.name, extents(p.shard.global), p.value.dtype(),
+          {{shard_name(0), group + p.name, extents(p.shard.offset()), extents(p.shard.shape())}});
   file.set_attribute("format_version", kFormatVersion);
   file.set_attribute("step", state.step);
   file.set_attribute("consumed_sequences", state.consumed_sequences);
   file.set_attribute("seed", config.train.seed);
   file.set_attribute("rng", std::string("philox4x32-10, keyed by seed; counters: step, consumed_sequences"));
   file.set_attribute("config", config.to_ini());
-  file.set_attribute("tokenizer", tokenizer);
+  file.set_attribute("tokenizer", tokenizer.name);
+  if (!tokenizer.model.empty())
+    file.write("tokenizer_model", std::vector<std::uint8_t>(tokenizer.model.begin(), tokenizer.model.end()));
   file.set_attribute("shards", std::int64_t{1});
   file.close();
 }
@@ -75,7 +65,8 @@ void remove_old(const fs::path& root, std::int64_t keep, const fs::path& newest)
   for (const fs::path& folder : list_checkpoints(root)) {
     if (folder != newest && ++kept < keep) continue;
     if (folder == newest) continue;
-    const fs::path doomed = folder.string() + std::string(kPartial);  // never half a checkpoint under a good name
+    const fs::path doomed =
+        folder.string() + std::string(kPartial);  // never half a checkpoint under a good name
     fs::rename(folder, doomed, ignored);
     fs::remove_all(doomed, ignored);
   }
@@ -83,8 +74,9 @@ void remove_old(const fs::path& root, std::int64_t keep, const fs::path& newest)
 
 }  // namespace
 
-void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config, const std::string& tokenizer,
-                     const ParameterStore& store, const Optimizer& optimizer) {
+void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config,
+                     const TokenizerSource& tokenizer, const ParameterStore& store,
+                     const Optimizer& optimizer) {
   const fs::path folder = where.path / fmt::format("{}{:08}", kStep, state.step);
   const fs::path aside = folder.string() + std::string(kPartial);
   try {
@@ -93,18 +85,18 @@ void save_checkpoint(const CheckpointConfig& where, const TrainState& state, con
     fs::create_directory(aside);
     write_shard(aside / shard_name(0), store, optimizer);
     write_index(aside / "index.h5", state, config, tokenizer, store);
-    sync_folder(aside);
+    sync_to_disk(aside);
     if (fs::exists(folder)) {  // the same step again, after resuming from before it
       const fs::path replaced = folder.string() + ".replaced" + std::string(kPartial);
       fs::remove_all(replaced);
       fs::rename(folder, replaced);
     }
-    fs::rename(aside, folder);
-    sync_folder(where.path);
+    durable_rename(aside, folder);
   } catch (const std::exception& error) {
     std::error_code ignored;
     fs::remove_all(aside, ignored);
-    fail(kWhere, "step {} could not be saved; earlier checkpoints are untouched: {}", state.step, error.what());
+    fail(kWhere, "step {} could not be saved; earlier checkpoints are untouched: {}", state.step,
+         error.what());
   }
   remove_old(where.path, where.keep, folder);
 }
@@ -114,7 +106,8 @@ std::vector<fs::path> list_checkpoints(const fs::path& root) {
   std::error_code ignored;
   for (const fs::directory_entry& entry : fs::directory_iterator(root, ignored)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(kStep) && name.find_first_not_of("0123456789", kStep.size()) == std::string::npos && name.size() > kStep.size())
+    if (name.starts_with(kStep) && name.find_first_not_of("0123456789", kStep.size()) == std::string::npos &&
+        name.size() > kStep.size())
       folders.push_back(entry.path());
   }
   std::sort(folders.rbegin(), folders.rend());
@@ -125,18 +118,25 @@ Checkpoint::Checkpoint(const fs::path& folder)
     : folder_(folder), index_([&] {
         check(fs::is_directory(folder), kWhere, "{}: expected a checkpoint folder, found {}", folder.string(),
               fs::exists(folder) ? "a file" : "nothing");
-        check(fs::exists(folder / "index.h5"), kWhere, "{}: not a whole checkpoint: index.h5 is missing{}", folder.string(),
+        check(fs::exists(folder / "index.h5"), kWhere, "{}: not a whole checkpoint: index.h5 is missing{}",
+              folder.string(),
               list_checkpoints(folder).empty() ? "" : "; name one of the step_ folders in it");
         return Hdf5File::open(folder / "index.h5");
       }()) {
-  check(index_.has_attribute("format_version"), kWhere, "{}: index.h5 is not the index of a checkpoint", folder.string());
+  check(index_.has_attribute("format_version"), kWhere, "{}: index.h5 is not the index of a checkpoint",
+        folder.string());
   const auto version = index_.attribute<std::int64_t>("format_version");
-  check(version == kFormatVersion, kWhere, "{}: format version: expected {}, got {}", folder.string(), kFormatVersion, version);
+  check(version == kFormatVersion, kWhere, "{}: format version: expected {}, got {}", folder.string(),
+        kFormatVersion, version);
   for (int rank = 0; rank < index_.attribute<std::int64_t>("shards"); ++rank)
     Hdf5File::open(folder / shard_name(rank));
   state_.step = index_.attribute<std::int64_t>("step");
   state_.consumed_sequences = index_.attribute<std::int64_t>("consumed_sequences");
-  tokenizer_ = index_.attribute<std::string>("tokenizer");
+  tokenizer_.name = index_.attribute<std::string>("tokenizer");
+  if (index_.has("tokenizer_model")) {
+    const auto bytes = index_.read_vector<std::uint8_t>("tokenizer_model");
+    tokenizer_.model.assign(bytes.begin(), bytes.end());
+  }
   config_ = parse_config_text(index_.attribute<std::string>("config"), (folder / "index.h5").string(), {});
 }
 
@@ -146,15 +146,17 @@ void Checkpoint::load(const std::string& group, const ParameterStore& store, con
     check(index_.has(name), kWhere, "{}: {} is missing", folder_.string(), name);
     Shape global;
     for (std::int64_t extent : index_.shape(name)) global.append(extent);
-    check(global == p.shard.global, kWhere, "{}: {}: expected shape {}, found {}", folder_.string(), name, to_string(p.shard.global),
-          to_string(global));
+    check(global == p.shard.global, kWhere, "{}: {}: expected shape {}, found {}", folder_.string(), name,
+          to_string(p.shard.global), to_string(global));
     Hdf5File::Extents offset;
     for (int i = 0; i < global.rank(); ++i) offset.push_back(p.shard.offset()[i]);
     index_.read(name, offset, store.slice(flat, p));
   }
 }
 
-void Checkpoint::load_parameters(const ParameterStore& store) const { load(kGroups[0], store, store.values()); }
+void Checkpoint::load_parameters(const ParameterStore& store) const {
+  load(kGroups[0], store, store.values());
+}
 
 void Checkpoint::load_optimizer(const ParameterStore& store, const Optimizer& optimizer) const {
   load(kGroups[1], store, optimizer.m());
@@ -162,14 +164,17 @@ void Checkpoint::load_optimizer(const ParameterStore& store, const Optimizer& op
 }
 
 void check_same_model(const ModelConfig& saved, const ModelConfig& current, const std::string& where) {
-  const std::array<std::string_view, 6> free = {"model.transpoints", "model.transpoint_unit", "model.gate", "model.memory_converter",
-                                                "model.init_std", "model.norm_eps"};
+  const std::array<std::string_view, 6> free = {"model.transpoints", "model.transpoint_unit",
+                                                "model.gate",        "model.memory_converter",
+                                                "model.init_std",    "model.norm_eps"};
   Config a, b;
   a.model = saved, b.model = current;
   std::string differences;
   for (const ConfigKey& key : config_keys())
-    if (key.section() == "model" && std::find(free.begin(), free.end(), key.name) == free.end() && key.print(a) != key.print(b))
-      differences += fmt::format("{}{} is {} there and {} here", differences.empty() ? "" : "; ", key.name, key.print(a), key.print(b));
+    if (key.section() == "model" && std::find(free.begin(), free.end(), key.name) == free.end() &&
+        key.print(a) != key.print(b))
+      differences += fmt::format("{}{} is {} there and {} here", differences.empty() ? "" : "; ", key.name,
+                                 key.print(a), key.print(b));
   check(differences.empty(), kWhere, "{}: a checkpoint of another model: {}", where, differences);
 }
 

@@ -4,9 +4,10 @@
 //   <root>/step_00000100/shard_00000.h5  what one rank holds
 //
 // Datasets: params/<name>, optimizer/m/<name>, optimizer/v/<name>, with the reference's parameter names.
-// Attributes of the index: format_version, step, consumed_sequences, seed, rng, config (INI), tokenizer, shards.
-// A checkpoint is written aside, synced and renamed: under its final name it is whole. A crash while writing leaves a
-// folder ending in .partial, which the next save removes.
+// Attributes of the index: format_version, step, consumed_sequences, seed, rng, config (INI), tokenizer,
+// shards; a dataset tokenizer_model where the tokenizer has one. A checkpoint is written aside, synced and
+// renamed: under its final name it is whole. A crash while writing leaves a folder ending in .partial, which
+// the next save removes.
 #pragma once
 
 #include <filesystem>
@@ -21,29 +22,37 @@
 
 namespace transmamba {
 
-/// Where a run stands. Every random choice is a function of the seed and these counters (core/random.h), so they are
-/// also the state of the random number generator.
+/// Where a run stands. Every random choice is a function of the seed and these counters (core/random.h), so
+/// they are also the state of the random number generator.
 struct TrainState {
   std::int64_t step = 0;                ///< optimizer steps taken
   std::int64_t consumed_sequences = 0;  ///< training samples read: the data position
 };
 
-/// Writes <root>/step_<step> and then removes all but the `keep` newest (0: keeps all). `tokenizer` is the token file's.
+/// What makes the tokenizer again: the arguments of make_tokenizer(). Empty where the data did not say.
+struct TokenizerSource {
+  std::string name, model;
+};
+
+/// Writes <root>/step_<step> and then removes all but the `keep` newest (0: keeps all).
 /// On failure throws Error; what was there before is untouched.
-void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config, const std::string& tokenizer,
-                     const ParameterStore& store, const Optimizer& optimizer);
+void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config,
+                     const TokenizerSource& tokenizer, const ParameterStore& store,
+                     const Optimizer& optimizer);
 
 class Checkpoint {
  public:
-  /// Opens one checkpoint folder. Throws Error if it is not whole: no index, a shard missing, truncated or foreign.
+  /// Opens one checkpoint folder. Throws Error if it is not whole: no index, a shard missing, truncated or
+  /// foreign.
   explicit Checkpoint(const std::filesystem::path& folder);
 
   const std::filesystem::path& folder() const { return folder_; }
   const TrainState& state() const { return state_; }
-  const Config& config() const { return config_; }           ///< of the run that wrote it
-  const std::string& tokenizer() const { return tokenizer_; }
+  const Config& config() const { return config_; }  ///< of the run that wrote it
+  const TokenizerSource& tokenizer() const { return tokenizer_; }
 
-  /// Reads this rank's slices. Throws Error naming the first tensor that is missing, has another shape or fails its checksum.
+  /// Reads this rank's slices. Throws Error naming the first tensor that is missing, has another shape or
+  /// fails its checksum.
   void load_parameters(const ParameterStore& store) const;
   void load_optimizer(const ParameterStore& store, const Optimizer& optimizer) const;
 
@@ -53,11 +62,11 @@ class Checkpoint {
   Hdf5File index_;
   TrainState state_;
   Config config_;
-  std::string tokenizer_;
+  TokenizerSource tokenizer_;
 };
 
-/// Throws Error naming each key in which the two models differ. TransPoints, the gate and the converter do not change what
-/// parameters mean, so they may differ.
+/// Throws Error naming each key in which the two models differ. TransPoints, the gate and the converter do
+/// not change what parameters mean, so they may differ.
 void check_same_model(const ModelConfig& saved, const ModelConfig& current, const std::string& where);
 
 /// Checkpoint folders below `root`, newest first. Partial ones are not among them.

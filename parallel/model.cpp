@@ -18,14 +18,18 @@ AnyTensor one_group(const AnyTensor& x) {
 Tensor norm(const Context& context, const Tensor& x, const Pack& weight, double eps, Tensor& rstd) {
   const Tensor y = context.empty(x.shape());
   rstd = context.empty({x.dim(0), x.dim(1), 1});
-  rms_norm({.x = one_group(x), .weight = weight.value().split(0, x.dim(2)), .y = one_group(y), .rstd = rstd, .eps = eps},
+  rms_norm({.x = one_group(x),
+            .weight = weight.value().split(0, x.dim(2)),
+            .y = one_group(y),
+            .rstd = rstd,
+            .eps = eps},
            context.stream);
   return y;
 }
 
 /// dresidual (b, t, d) += the gradient that comes through the norm, from dy (b, t, d).
-void norm_backward(const Context& context, const Tensor& dy, const Tensor& x, const Pack& weight, const Tensor& rstd,
-                   const Tensor& dresidual) {
+void norm_backward(const Context& context, const Tensor& dy, const Tensor& x, const Pack& weight,
+                   const Tensor& rstd, const Tensor& dresidual) {
   rms_norm_backward({.dy = one_group(dy),
                      .x = one_group(x),
                      .weight = weight.value().split(0, x.dim(2)),
@@ -47,8 +51,8 @@ Tensor copy_of(const Context& context, const Tensor& x) {
 Model::Model(const ModelConfig& c, std::span<const std::int64_t> transpoints, const Context& context)
     : config_(c), store_(std::make_unique<ParameterStore>()) {
   check(c.vocab_size > 0, "model", "vocab_size: expected a positive number, got {}", c.vocab_size);
-  check(static_cast<std::int64_t>(transpoints.size()) == c.num_mixers(), "model", "TransPoints: expected {}, one a mixer, got {}",
-        c.num_mixers(), transpoints.size());
+  check(static_cast<std::int64_t>(transpoints.size()) == c.num_mixers(), "model",
+        "TransPoints: expected {}, one a mixer, got {}", c.num_mixers(), transpoints.size());
   const std::int64_t d = c.hidden_size;
   const ParameterSpec norm{"", {{d}}, Init::constant(1)};
   const auto named = [](ParameterSpec spec, std::string name) { return spec.name = std::move(name), spec; };
@@ -109,7 +113,8 @@ Tensor Model::forward(const Context& context, const Tensor& tokens, Saved* saved
   return logits(context, residual, s);
 }
 
-Tensor Model::token_losses(const Context& context, const Tensor& logits, const Tensor& targets, Saved* saved) const {
+Tensor Model::token_losses(const Context& context, const Tensor& logits, const Tensor& targets,
+                           Saved* saved) const {
   const Tensor loss = context.empty(targets.shape()), lse = context.empty(targets.shape());
   cross_entropy({.logits = logits, .targets = targets, .loss = loss, .lse = lse}, context.stream);
   if (saved) saved->logits = logits, saved->targets = targets, saved->lse = lse;
@@ -117,8 +122,9 @@ Tensor Model::token_losses(const Context& context, const Tensor& logits, const T
 }
 
 void Model::backward(const Context& context, double scale, Saved& s) const {
-  cross_entropy_backward({.logits = s.logits, .targets = s.targets, .lse = s.lse, .scale = scale, .dlogits = s.logits},
-                         context.stream);
+  cross_entropy_backward(
+      {.logits = s.logits, .targets = s.targets, .lse = s.lse, .scale = scale, .dlogits = s.logits},
+      context.stream);
   Tensor dnormed = context.empty(s.normed.shape());
   head_.backward(context, s.logits, s.normed, dnormed);
   s.logits = Tensor();
@@ -141,7 +147,8 @@ void Model::backward(const Context& context, double scale, Saved& s) const {
 
 Model::Cache::Cache(const Context& context, const Model& model, std::int64_t batch, std::int64_t max_tokens) {
   for (const Layer& layer : model.layers())
-    if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner)) mixers.emplace_back(context, *mixer, batch, max_tokens);
+    if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner))
+      mixers.emplace_back(context, *mixer, batch, max_tokens);
 }
 
 Tensor Model::decode(const Context& context, const Tensor& tokens, Cache& cache) const {

@@ -1,4 +1,5 @@
-// The TransMamba language model: embedding, layers (mixers and MLPs, each with its norm and residual), final norm, head.
+// The TransMamba language model: embedding, layers (mixers and MLPs, each with its norm and residual), final
+// norm, head.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,7 @@ class Model {
   /// What a whole forward pass keeps. With keep_states each mixer also keeps its states at P and at the end.
   struct Saved {
     bool keep_states = false;
-    Tensor tokens;   // (b, t) int32
+    Tensor tokens;  // (b, t) int32
     std::vector<LayerSaved> layers;
     Tensor residual;  // (b, t, d) the final norm's input
     Tensor rstd, normed;
@@ -51,8 +52,10 @@ class Model {
   /// Logits (b, t, V) of tokens (b, t). `saved` may be null: then nothing is kept.
   Tensor forward(const Context& context, const Tensor& tokens, Saved* saved) const;
   /// Cross entropy in nats of each token (b, t) after forward(); `saved` as there.
-  Tensor token_losses(const Context& context, const Tensor& logits, const Tensor& targets, Saved* saved) const;
-  /// Adds the gradients of scale * (sum of the token losses) to the parameters' gradients. Frees `saved` on its way.
+  Tensor token_losses(const Context& context, const Tensor& logits, const Tensor& targets,
+                      Saved* saved) const;
+  /// Adds the gradients of scale * (sum of the token losses) to the parameters' gradients. Frees `saved` on
+  /// its way.
   void backward(const Context& context, double scale, Saved& saved) const;
   /// Logits (b, t, V) of the tokens that follow those already in `cache`.
   Tensor decode(const Context& context, const Tensor& tokens, Cache& cache) const;

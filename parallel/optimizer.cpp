@@ -9,7 +9,10 @@
 namespace transmamba {
 
 Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store, const Context& context)
-    : config_(config), store_(&store), m_(context.empty(store.values().shape())), v_(context.empty(store.values().shape())) {
+    : config_(config),
+      store_(&store),
+      m_(context.empty(store.values().shape())),
+      v_(context.empty(store.values().shape())) {
   fill({.value = 0, .y = m_}, context.stream);
   fill({.value = 0, .y = v_}, context.stream);
 }

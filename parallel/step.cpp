@@ -17,8 +17,9 @@ double total(const Context& context, const Tensor& x) {
 
 }  // namespace
 
-StepResult train_step(const Context& context, const Config& config, std::int64_t step, std::int64_t micro_batches,
-                      const std::function<Batch(std::int64_t)>& next_batch, Model& model, Optimizer& optimizer) {
+StepResult train_step(const Context& context, const Config& config, std::int64_t step,
+                      std::int64_t micro_batches, const std::function<Batch(std::int64_t)>& next_batch,
+                      Model& model, Optimizer& optimizer) {
   StepResult result;
   model.parameters().zero_grad(context.stream);
   for (std::int64_t i = 0; i < micro_batches; ++i) {
@@ -32,7 +33,8 @@ StepResult train_step(const Context& context, const Config& config, std::int64_t
   result.grad_norm = optimizer.grad_norm(context);
   result.lr = learning_rate(config.optimizer, config.train.steps, step);
   check(std::isfinite(result.loss) && std::isfinite(result.grad_norm), "train",
-        "step {}: loss {} and gradient norm {} must be finite; parameters are as they were before the step; a smaller "
+        "step {}: loss {} and gradient norm {} must be finite; parameters are as they were before the step; "
+        "a smaller "
         "optimizer.lr or optimizer.clip_grad may help",
         step + 1, result.loss, result.grad_norm);
   optimizer.step(context, step, result.lr, result.grad_norm);

@@ -22,8 +22,9 @@ struct StepResult {
 
 /// Step `step` (from 0) over `micro_batches` batches of equal size, asked for one at a time.
 /// Throws Error, leaving parameters and moments as they were, if the loss or the gradient norm is not finite.
-StepResult train_step(const Context& context, const Config& config, std::int64_t step, std::int64_t micro_batches,
-                      const std::function<Batch(std::int64_t)>& next_batch, Model& model, Optimizer& optimizer);
+StepResult train_step(const Context& context, const Config& config, std::int64_t step,
+                      std::int64_t micro_batches, const std::function<Batch(std::int64_t)>& next_batch,
+                      Model& model, Optimizer& optimizer);
 
 /// Sum of the token losses of one batch, in nats, without gradients.
 double evaluate(const Context& context, const Model& model, const Batch& batch);

@@ -1,4 +1,5 @@
-// The subcommands of `transmamba`, a file each. They take the words after their name and return the exit code.
+// The subcommands of `transmamba`, a file each. They take the words after their name and return the exit
+// code.
 #pragma once
 
 #include <string>

@@ -29,12 +29,6 @@ std::string usage() {
 
 }  // namespace
 
-int print_usage(std::string_view text, const std::vector<std::string>& arguments) {
-  const bool asked = !arguments.empty() && is_help(arguments[0]);
-  fmt::print(asked ? stdout : stderr, "{}", text);
-  return asked ? 0 : 2;
-}
-
 }  // namespace transmamba
 
 int main(int argc, char** argv) {

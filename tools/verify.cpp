@@ -17,8 +17,10 @@ namespace {
 
 constexpr std::string_view kUsage =
     "usage: transmamba verify GOLDEN.h5 [--dtype float64|float32] [--section.key value ...]\n\n"
-    "Runs a file made by `tests/golden/transmamba_reference.py golden|curve` through this build and compares logits,\n"
-    "loss, every gradient, the states at TransPoints and, where present, the training curve. The error is the norm of\n"
+    "Runs a file made by `tests/golden/transmamba_reference.py golden|curve` through this build and compares "
+    "logits,\n"
+    "loss, every gradient, the states at TransPoints and, where present, the training curve. The error is "
+    "the norm of\n"
     "the difference over the norm of the reference. Exits 1 if any is past its tolerance.\n"
     "`transmamba train --help` lists the keys.\n";
 
@@ -51,13 +53,16 @@ constexpr std::array<std::array<const char*, 2>, 26> kKeys = {{{"vocab_size", "m
                                                                {"clip_grad", "optimizer.clip_grad"}}};
 
 Config config_of(const Hdf5File& golden, bool with_curve, const std::vector<std::string>& overrides) {
-  std::string ini = with_curve ? fmt::format("train.steps = {}\n", golden.attribute<std::int64_t>("steps")) : "optimizer.warmup_steps = 0\n";
+  std::string ini = with_curve ? fmt::format("train.steps = {}\n", golden.attribute<std::int64_t>("steps"))
+                               : "optimizer.warmup_steps = 0\n";
   for (const auto& [name, key] : kKeys) {
     const bool optimizer = std::string_view(key).starts_with("optimizer.");
-    check(golden.has_attribute(name), "verify", "{}: not a file of the reference implementation: attribute {} is missing",
-          golden.path().string(), name);
+    check(golden.has_attribute(name), "verify",
+          "{}: not a file of the reference implementation: attribute {} is missing", golden.path().string(),
+          name);
     if (optimizer && !with_curve) continue;
-    ini += std::visit([&](const auto& value) { return fmt::format("{} = {}\n", key, value); }, golden.attribute(name));
+    ini += std::visit([&](const auto& value) { return fmt::format("{} = {}\n", key, value); },
+                      golden.attribute(name));
   }
   return parse_config_text(ini, golden.path().string(), overrides);
 }
@@ -69,8 +74,9 @@ class Report {
     fmt::print("{:<44} {:>12} {:>10}\n", "", "error", "tolerance");
   }
 
-  /// `ours` against a dataset of the golden file. `zero`, where > 0, is the size of what counts: a reference whose norm is
-  /// at most 1e-12 of it is rounding noise around an exact zero, and the error is then relative to `zero`.
+  /// `ours` against a dataset of the golden file. `zero`, where > 0, is the size of what counts: a reference
+  /// whose norm is at most 1e-12 of it is rounding noise around an exact zero, and the error is then relative
+  /// to `zero`.
   void compare(const std::string& name, const ConstView& ours, double tolerance, double zero = 0) {
     Tensor reference(memory_, ours.shape(), DType::f64);
     golden_.read(name, reference);
@@ -89,10 +95,14 @@ class Report {
     size = std::sqrt(size);
     const bool is_zero = size <= 1e-12 * zero;
     const double scale = is_zero ? zero : size;
-    line(name, std::sqrt(difference) / (scale > 0 ? scale : 1), tolerance, is_zero ? "  (zero in the reference)" : "");
+    line(name, std::sqrt(difference) / (scale > 0 ? scale : 1), tolerance,
+         is_zero ? "  (zero in the reference)" : "");
   }
   void compare(const std::string& name, const std::vector<double>& ours, double tolerance) {
-    compare(name, ConstView(reinterpret_cast<const std::byte*>(ours.data()), DType::f64, {static_cast<std::int64_t>(ours.size())}), tolerance);
+    compare(name,
+            ConstView(reinterpret_cast<const std::byte*>(ours.data()), DType::f64,
+                      {static_cast<std::int64_t>(ours.size())}),
+            tolerance);
   }
   void line(const std::string& name, double error, double tolerance, const char* note = "") {
     const bool ok = error <= tolerance;  // NaN is not
@@ -136,7 +146,8 @@ void load_parameters(const Hdf5File& golden, const std::string& group, const Par
   for (const Parameter& p : store.parameters()) golden.read(group + p.name, p.value);
 }
 
-void verify_gradients(const Context& context, const Hdf5File& golden, const Model& model, double tolerance, Report& report) {
+void verify_gradients(const Context& context, const Hdf5File& golden, const Model& model, double tolerance,
+                      Report& report) {
   const Batch batch = batch_of(context, golden, 0);
   const double tokens = static_cast<double>(batch.tokens.numel());
   Model::Saved saved;
@@ -159,16 +170,18 @@ void verify_gradients(const Context& context, const Hdf5File& golden, const Mode
   report.line("loss", std::abs(loss - expected) / std::abs(expected), tolerance);
   model.backward(context, 1 / tokens, saved);
   const double all = norm_of_all(golden, "grads");
-  for (const Parameter& p : model.parameters().parameters()) report.compare("grads/" + p.name, p.grad, tolerance, all);
+  for (const Parameter& p : model.parameters().parameters())
+    report.compare("grads/" + p.name, p.grad, tolerance, all);
 }
 
-void verify_curve(const Context& context, const Hdf5File& golden, const Config& config, Model& model, double tolerance,
-                  Report& report) {
+void verify_curve(const Context& context, const Hdf5File& golden, const Config& config, Model& model,
+                  double tolerance, Report& report) {
   Optimizer optimizer(config.optimizer, model.parameters(), context);
   std::vector<double> losses, norms;
   for (std::int64_t step = 0; step < config.train.steps; ++step) {
-    const StepResult result =
-        train_step(context, config, step, 1, [&](std::int64_t) { return batch_of(context, golden, step); }, model, optimizer);
+    const StepResult result = train_step(
+        context, config, step, 1, [&](std::int64_t) { return batch_of(context, golden, step); }, model,
+        optimizer);
     losses.push_back(result.loss);
     norms.push_back(result.grad_norm);
   }
@@ -192,7 +205,8 @@ int verify(std::vector<std::string> arguments) {
 
   const Hdf5File golden = Hdf5File::open(path);
   for (const char* name : {"tokens", "logits", "loss"})
-    check(golden.has(name), "verify", "{}: not a file of the reference implementation: dataset {} is missing", path.string(), name);
+    check(golden.has(name), "verify", "{}: not a file of the reference implementation: dataset {} is missing",
+          path.string(), name);
   const bool with_curve = golden.has("curve/loss") && golden.shape("curve/loss") != Hdf5File::Extents{0};
   const Config config = config_of(golden, with_curve, arguments);
   Session session(config.train);
@@ -202,8 +216,9 @@ int verify(std::vector<std::string> arguments) {
   Model model(config.model, transpoints, context);
   load_parameters(golden, "params/", model.parameters());
   const bool exact = context.dtype == DType::f64;
-  fmt::print("{}: {} on {}, {} sequences of {} tokens, TransPoints {}\n", path.string(), to_string(context.dtype),
-             to_string(context.stream.device), config.train.micro_batch, config.train.seq_len, fmt::join(transpoints, ","));
+  fmt::print("{}: {} on {}, {} sequences of {} tokens, TransPoints {}\n", path.string(),
+             to_string(context.dtype), to_string(context.stream.device), config.train.micro_batch,
+             config.train.seq_len, fmt::join(transpoints, ","));
   Report report(golden, session.memory());
   verify_gradients(context, golden, model, exact ? 1e-9 : 1e-4, report);
   if (with_curve) {

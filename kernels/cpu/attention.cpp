@@ -122,6 +122,7 @@ void backward_head(const AttentionBackward& a, std::int64_t b, std::int64_t h) {
 }  // namespace
 
 void attention(const Attention& a, const Stream& stream) {
+  prepare_blas();
   const std::int64_t heads = a.q.dim(2), tq = a.q.dim(1), blocks = (tq + kQueryBlock - 1) / kQueryBlock;
   with_float(a.q.dtype(), "attention", [&](auto type) {
     parallel_for(a.q.dim(0) * heads * blocks, stream, [&](std::int64_t item) {
@@ -133,6 +134,7 @@ void attention(const Attention& a, const Stream& stream) {
 }
 
 void attention_backward(const AttentionBackward& a, const Stream& stream) {
+  prepare_blas();
   const std::int64_t heads = a.q.dim(2);
   with_float(a.q.dtype(), "attention_backward", [&](auto type) {
     parallel_for(a.q.dim(0) * heads, stream,

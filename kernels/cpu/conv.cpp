@@ -21,6 +21,38 @@ void multiply_add(const T* a, const T* b, T* y, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) y[i] += a[i] * b[i];
 }
 
+/// Pointers to the same channels of four rows: the usual width is done in one pass.
+template <class T>
+struct Four {
+  T *r0, *r1, *r2, *r3;
+};
+
+/// y = init + sum_j a_j b_j
+template <class T>
+void sum_of_four(const T* init, const Four<const T>& a, const Four<const T>& b, T* y, std::int64_t n) {
+  const T *a0 = a.r0, *a1 = a.r1, *a2 = a.r2, *a3 = a.r3;
+  const T *b0 = b.r0, *b1 = b.r1, *b2 = b.r2, *b3 = b.r3;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i)
+    y[i] = init[i] + a0[i] * b0[i] + a1[i] * b1[i] + a2[i] * b2[i] + a3[i] * b3[i];
+}
+
+/// y_j += d b_j,  total += d
+template <class T>
+void add_to_four(const T* d, const Four<const T>& b, const Four<T>& y, T* total, std::int64_t n) {
+  const T *b0 = b.r0, *b1 = b.r1, *b2 = b.r2, *b3 = b.r3;
+  T *y0 = y.r0, *y1 = y.r1, *y2 = y.r2, *y3 = y.r3;
+#pragma omp simd
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T v = d[i];
+    y0[i] += v * b0[i];
+    y1[i] += v * b1[i];
+    y2[i] += v * b2[i];
+    y3[i] += v * b3[i];
+    total[i] += v;
+  }
+}
+
 template <class T>
 class Channels {
  public:
@@ -44,9 +76,17 @@ class Channels {
     if (time >= 0) return x_.ptr<T>(i, time);
     return halo_ ? halo_.ptr<T>(i, w_ - 1 + time) : zeros_.data();
   }
+  const T* zeros() const { return zeros_.data(); }
+  Four<const T> four_weights(std::int64_t begin) const {
+    return {weight(0) + begin, weight(1) + begin, weight(2) + begin, weight(3) + begin};
+  }
+  Four<const T> four_inputs(std::int64_t i, std::int64_t time, std::int64_t begin) const {
+    return {input(i, time - 3) + begin, input(i, time - 2) + begin, input(i, time - 1) + begin,
+            input(i, time) + begin};
+  }
   /// bias + sum_j weight_j x_{time-w+1+j} for channels [begin, begin + n)
   void pre_activation(std::int64_t i, std::int64_t time, std::int64_t begin, std::int64_t n, T* out) const {
-    if (w_ == 4) return four_taps(i, time, begin, n, out);
+    if (w_ == 4) return sum_of_four(bias_ + begin, four_weights(begin), four_inputs(i, time, begin), out, n);
     std::copy_n(bias_ + begin, n, out);
     for (std::int64_t j = 0; j < w_; ++j)
       multiply_add(weight(j) + begin, input(i, time - w_ + 1 + j) + begin, out, n);
@@ -54,17 +94,6 @@ class Channels {
 
  private:
   static std::size_t size(std::int64_t n) { return static_cast<std::size_t>(n); }
-  /// The usual width in one pass.
-  void four_taps(std::int64_t i, std::int64_t time, std::int64_t begin, std::int64_t n, T* out) const {
-    const T *x0 = input(i, time - 3) + begin, *x1 = input(i, time - 2) + begin;
-    const T *x2 = input(i, time - 1) + begin, *x3 = input(i, time) + begin;
-    const T *w0 = weight(0) + begin, *w1 = weight(1) + begin, *w2 = weight(2) + begin,
-            *w3 = weight(3) + begin;
-    const T* const bias = bias_ + begin;
-#pragma omp simd
-    for (std::int64_t k = 0; k < n; ++k)
-      out[k] = bias[k] + w0[k] * x0[k] + w1[k] * x1[k] + w2[k] * x2[k] + w3[k] * x3[k];
-  }
 
   ConstView x_, halo_;
   std::int64_t w_, c_;
@@ -126,17 +155,28 @@ struct BackwardRun {
       } else {
         std::fill_n(d, n, T(0));
       }
-      if (time < t1) {
-#pragma omp simd
-        for (std::int64_t k = 0; k < n; ++k) dbias[k] += d[k];
-        for (std::int64_t j = 0; j < w; ++j)
-          multiply_add(d, channels.input(i, time - w + 1 + j) + begin, dweight + j * stride, n);
-      }
-      if (T* const dx = output(time - w + 1)) {
-        std::fill_n(dx, n, T(0));
-        for (std::int64_t j = 0; j < w; ++j) multiply_add(channels.weight(j) + begin, row(time - j), dx, n);
-      }
+      if (time < t1) add_to_parameters(time, d, dweight, dbias, stride);
+      if (T* const dx = output(time - w + 1)) input_gradient(time, dx);
     }
+  }
+  void add_to_parameters(std::int64_t time, const T* d, T* dweight, T* dbias, std::int64_t stride) const {
+    const std::int64_t w = channels.width();
+    if (w == 4)
+      return add_to_four(d, channels.four_inputs(i, time, begin),
+                         {dweight, dweight + stride, dweight + 2 * stride, dweight + 3 * stride}, dbias, n);
+    for (std::int64_t j = 0; j < w; ++j)
+      multiply_add(d, channels.input(i, time - w + 1 + j) + begin, dweight + j * stride, n);
+#pragma omp simd
+    for (std::int64_t k = 0; k < n; ++k) dbias[k] += d[k];
+  }
+  /// dx_{time-w+1} = sum_j weight_j d_{time-j}
+  void input_gradient(std::int64_t time, T* dx) const {
+    if (channels.width() == 4)
+      return sum_of_four(channels.zeros(), channels.four_weights(begin),
+                         {row(time), row(time - 1), row(time - 2), row(time - 3)}, dx, n);
+    std::fill_n(dx, n, T(0));
+    for (std::int64_t j = 0; j < channels.width(); ++j)
+      multiply_add(channels.weight(j) + begin, row(time - j), dx, n);
   }
   /// Where dx at `time` goes; the rows before a run belong to the run before it.
   T* output(std::int64_t time) const {

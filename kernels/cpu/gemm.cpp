@@ -1,10 +1,9 @@
 #include "kernels/gemm.h"
 
-#include <cblas.h>
-
 #include <algorithm>
 #include <limits>
 
+#include "kernels/cpu/blas.h"
 #include "kernels/cpu/parallel_for.h"
 
 namespace transmamba::cpu {
@@ -18,27 +17,22 @@ std::int64_t round_up(std::int64_t n, std::int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-/// Halves the longer side of the tile while tiles are big enough to pay for packing their operands again.
-/// Depends on the shape only, so that results do not depend on the number of threads.
+/// Cuts the longer side of the tile in two while tiles are big enough to pay for packing their operands
+/// again. Depends on the shape only, so that results do not depend on the number of threads.
 Grid choose_grid(std::int64_t m, std::int64_t n, std::int64_t k) {
-  constexpr std::int64_t kMostTiles = 16, kSmallestSide = 128, kMultiple = 64;
-  constexpr double kFewestFlops = 3e7;
-  Grid grid{m, n};
-  for (std::int64_t tiles = 2; tiles <= kMostTiles; tiles *= 2) {
-    std::int64_t& side = grid.rows >= grid.columns ? grid.rows : grid.columns;
-    if (side < 2 * kSmallestSide || 2.0 * m * n * k / tiles < kFewestFlops) break;
-    side = round_up((side + 1) / 2, kMultiple);
+  constexpr std::int64_t kMostTiles = 16, kSmallestSide = 128, kMultiple = 16;
+  constexpr double kFewestFlops = 1e8;
+  const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
+  std::int64_t down = 1, across = 1;
+  while (2 * down * across <= kMostTiles && flops >= kFewestFlops * static_cast<double>(2 * down * across)) {
+    std::int64_t& pieces = m * across >= n * down ? down : across;  // m / down >= n / across
+    if ((m * across >= n * down ? m : n) < 2 * pieces * kSmallestSide) break;
+    pieces *= 2;
   }
-  return grid;
-}
-
-void multiply(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k, const float* a, int lda,
-              const float* b, int ldb, double beta, float* c, int ldc) {
-  cblas_sgemm(CblasRowMajor, ta, tb, m, n, k, 1, a, lda, b, ldb, static_cast<float>(beta), c, ldc);
-}
-void multiply(CBLAS_TRANSPOSE ta, CBLAS_TRANSPOSE tb, int m, int n, int k, const double* a, int lda,
-              const double* b, int ldb, double beta, double* c, int ldc) {
-  cblas_dgemm(CblasRowMajor, ta, tb, m, n, k, 1, a, lda, b, ldb, beta, c, ldc);
+  const auto even = [](std::int64_t side, std::int64_t pieces) {
+    return round_up((side + pieces - 1) / pieces, kMultiple);
+  };
+  return {even(m, down), even(n, across)};
 }
 
 /// C = beta C, for k = 0: BLAS may return early.
@@ -51,11 +45,11 @@ void scale(const View& c, double beta) {
 }
 
 /// A leading dimension as BLAS wants it; the stride of a single row means nothing.
-int leading(const ConstView& x) {
+std::int64_t leading(const ConstView& x) {
   const std::int64_t stride = x.dim(0) > 1 ? x.stride(0) : std::max<std::int64_t>(1, x.dim(1));
   check(std::max(stride, x.dim(0)) <= std::numeric_limits<int>::max(), "gemm",
         "BLAS counts in 32 bits, got shape {} with strides {}", to_string(x.shape()), to_string(x.strides()));
-  return static_cast<int>(stride);
+  return stride;
 }
 
 template <class T>
@@ -63,7 +57,7 @@ void run(const Gemm& g, const Stream& stream) {
   const std::int64_t m = g.c.dim(0), n = g.c.dim(1), k = g.a.dim(g.transpose_a ? 0 : 1);
   if (m == 0 || n == 0) return;
   if (k == 0) return scale<T>(g.c, g.beta);
-  const int lda = leading(g.a), ldb = leading(g.b), ldc = leading(g.c);
+  const std::int64_t lda = leading(g.a), ldb = leading(g.b), ldc = leading(g.c);
   const T* const a = g.a.ptr<T>();
   const T* const b = g.b.ptr<T>();
   T* const c = g.c.ptr<T>();
@@ -74,18 +68,15 @@ void run(const Gemm& g, const Stream& stream) {
   const std::int64_t across = (n + tile.columns - 1) / tile.columns, down = (m + tile.rows - 1) / tile.rows;
   parallel_for(down * across, stream, [&](std::int64_t index) {
     const std::int64_t i = index / across * tile.rows, j = index % across * tile.columns;
-    multiply(g.transpose_a ? CblasTrans : CblasNoTrans, g.transpose_b ? CblasTrans : CblasNoTrans,
-             static_cast<int>(std::min(tile.rows, m - i)), static_cast<int>(std::min(tile.columns, n - j)),
-             static_cast<int>(k), a + i * a_step, lda, b + j * b_step, ldb, g.beta,
-             c + i * static_cast<std::int64_t>(ldc) + j, ldc);
+    blas_gemm(g.transpose_a, g.transpose_b, std::min(tile.rows, m - i), std::min(tile.columns, n - j), k,
+              T(1), a + i * a_step, lda, b + j * b_step, ldb, static_cast<T>(g.beta), c + i * ldc + j, ldc);
   });
 }
 
 }  // namespace
 
 void gemm(const Gemm& arguments, const Stream& stream) {
-  // Threads are ours (parallel_for): BLAS's own pool would be shared by all ranks of the process.
-  [[maybe_unused]] static const bool once = (openblas_set_num_threads(1), true);
+  prepare_blas();
   with_float(arguments.c.dtype(), "gemm", [&](auto zero) { run<decltype(zero)>(arguments, stream); });
 }
 

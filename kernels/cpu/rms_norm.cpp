@@ -9,7 +9,6 @@
 namespace transmamba::cpu {
 namespace {
 
-/// v = x (y may alias x); returns the sum of v^2.
 template <class T>
 T sum_of_squares(const T* x, std::int64_t d) {
   T sum = 0;

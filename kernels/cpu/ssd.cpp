@@ -315,6 +315,7 @@ void add_over_batch(const std::vector<double>& sums, const View& into) {
 }  // namespace
 
 void ssd_summary(const SsdSummary& a, const Stream& stream) {
+  prepare_blas();
   const std::int64_t heads = a.k.dim(2);
   with_float(a.k.dtype(), "ssd_summary", [&](auto type) {
     parallel_for(a.k.dim(0) * heads, stream,
@@ -323,6 +324,7 @@ void ssd_summary(const SsdSummary& a, const Stream& stream) {
 }
 
 void ssd_summary_backward(const SsdSummaryBackward& a, const Stream& stream) {
+  prepare_blas();
   const std::int64_t heads = a.k.dim(2), items = a.k.dim(0) * heads;
   std::vector<double> da_log(static_cast<std::size_t>(items));
   with_float(a.k.dtype(), "ssd_summary_backward", [&](auto type) {
@@ -334,6 +336,7 @@ void ssd_summary_backward(const SsdSummaryBackward& a, const Stream& stream) {
 }
 
 void ssd_scan(const SsdScan& a, const Stream& stream) {
+  prepare_blas();
   const std::int64_t heads = a.k.dim(2);
   with_float(a.k.dtype(), "ssd_scan", [&](auto type) {
     parallel_for(a.k.dim(0) * heads, stream,
@@ -342,6 +345,7 @@ void ssd_scan(const SsdScan& a, const Stream& stream) {
 }
 
 void ssd_scan_backward(const SsdScanBackward& a, const Stream& stream) {
+  prepare_blas();
   const std::int64_t heads = a.k.dim(2), items = a.k.dim(0) * heads;
   std::vector<double> da_log(static_cast<std::size_t>(items)), dd_skip(da_log.size());
   with_float(a.k.dtype(), "ssd_scan_backward", [&](auto type) {

@@ -28,8 +28,9 @@ Mixer::Mixer(const ModelConfig& c, const std::string& prefix, std::int64_t trans
   const auto matrix = [&](const char* name, std::int64_t rows) {
     return ParameterSpec{prefix + name, {{rows, d}}, normal, true};
   };
-  in_ = Linear(store.add({matrix("q_proj.weight", h * n_), matrix("k_proj.weight", h * n_), matrix("v_proj.weight", h * p_),
-                          matrix("z_proj.weight", h * p_), matrix("dt_proj.weight", h)}));
+  in_ = Linear(store.add({matrix("q_proj.weight", h * n_), matrix("k_proj.weight", h * n_),
+                          matrix("v_proj.weight", h * p_), matrix("z_proj.weight", h * p_),
+                          matrix("dt_proj.weight", h)}));
   conv_weight_ = store.add({{prefix + "conv_q.weight", {{h * n_, w}}, conv},
                             {prefix + "conv_k.weight", {{h * n_, w}}, conv},
                             {prefix + "conv_v.weight", {{h * p_, w}}, conv}});
@@ -40,7 +41,8 @@ Mixer::Mixer(const ModelConfig& c, const std::string& prefix, std::int64_t trans
   a_log_ = store.add({{prefix + "A_log", {{h}}, Init::log_uniform(1, 16)}});
   d_skip_ = store.add({{prefix + "D", {{h}}, Init::constant(1)}});
   norm_weight_ = store.add({{prefix + "out_norm.weight", {{h * p_}}, Init::constant(1)}});
-  out_ = Linear(store.add({{prefix + "out_proj.weight", {{d, h * p_}}, Init::normal(c.output_init_std()), true}}));
+  out_ = Linear(
+      store.add({{prefix + "out_proj.weight", {{d, h * p_}}, Init::normal(c.output_init_std()), true}}));
 }
 
 template <class AnyView>
@@ -61,12 +63,16 @@ std::int64_t Mixer::first_gated(std::int64_t transpoint, std::int64_t tokens) co
   return gate_ == "all" ? 0 : gate_ == "none" ? tokens : transpoint;
 }
 
-void Mixer::norm(const Context& context, const Tensor& y, const Tensor& projected, std::int64_t transpoint, View rstd,
-                 View normed) const {
+void Mixer::norm(const Context& context, const Tensor& y, const Tensor& projected, std::int64_t transpoint,
+                 View rstd, View normed) const {
   const std::int64_t t = y.dim(1), cut = first_gated(transpoint, t);
   const View weight = norm_weight_.value().split(0, p_);
   if (cut > 0)
-    rms_norm({.x = y.slice(1, 0, cut), .weight = weight, .y = normed.slice(1, 0, cut), .rstd = rstd.slice(1, 0, cut), .eps = norm_eps_},
+    rms_norm({.x = y.slice(1, 0, cut),
+              .weight = weight,
+              .y = normed.slice(1, 0, cut),
+              .rstd = rstd.slice(1, 0, cut),
+              .eps = norm_eps_},
              context.stream);
   if (cut < t)
     rms_norm({.x = y.slice(1, cut, t),
@@ -88,7 +94,11 @@ void Mixer::forward(const Context& context, const Tensor& u, View residual, Save
   s.projected = context.empty({b, t, channels() + h * (p_ + 1)});
   in_.forward(context, u, s.projected);
   s.qkv = context.empty({b, t, channels()});
-  conv({.x = s.projected.slice(2, 0, channels()), .weight = conv_weight_.value(), .bias = conv_bias_.value(), .y = s.qkv}, stream);
+  conv({.x = s.projected.slice(2, 0, channels()),
+        .weight = conv_weight_.value(),
+        .bias = conv_bias_.value(),
+        .y = s.qkv},
+       stream);
   s.dt = context.empty({b, t, h});
   step_size({.raw = step_view(s.projected), .bias = dt_bias_.value(), .dt = s.dt}, stream);
   const Tensor q = head_view(s.qkv, 0), k = head_view(s.qkv, 1), v = head_view(s.qkv, 2);
@@ -101,7 +111,8 @@ void Mixer::forward(const Context& context, const Tensor& u, View residual, Save
     s.lse = context.empty({b, h, cut});
     rope({.x = q.slice(1, 0, cut), .y = s.q_rot, .theta = rope_theta_}, stream);
     rope({.x = k.slice(1, 0, cut), .y = s.k_rot, .theta = rope_theta_}, stream);
-    attention({.q = s.q_rot, .k = s.k_rot, .v = v.slice(1, 0, cut), .o = s.y.slice(1, 0, cut), .lse = s.lse}, stream);
+    attention({.q = s.q_rot, .k = s.k_rot, .v = v.slice(1, 0, cut), .o = s.y.slice(1, 0, cut), .lse = s.lse},
+              stream);
   }
 
   // Convert at P: the prefix's summary is the state the SSM starts from.
@@ -235,7 +246,8 @@ void Mixer::backward(const Context& context, ConstView dout, View du, Saved& s) 
                  .dweight = conv_weight_.grad(),
                  .dbias = conv_bias_.grad()},
                 stream);
-  step_size_backward({.ddt = ddt, .dt = s.dt, .draw = step_view(dprojected), .dbias = dt_bias_.grad()}, stream);
+  step_size_backward({.ddt = ddt, .dt = s.dt, .draw = step_view(dprojected), .dbias = dt_bias_.grad()},
+                     stream);
   in_.backward(context, dprojected, s.u, du);
 }
 
@@ -252,14 +264,17 @@ Mixer::Cache::Cache(const Context& context, const Mixer& mixer, std::int64_t bat
 void Mixer::decode(const Context& context, const Tensor& u, View residual, Cache& cache) const {
   const Stream& stream = context.stream;
   const std::int64_t b = u.dim(0), t = u.dim(1), h = heads_, begin = cache.position;
-  const std::int64_t cut = std::clamp<std::int64_t>(transpoint_ - begin, 0, t);  // of these tokens, how many attend
+  const std::int64_t cut =
+      std::clamp<std::int64_t>(transpoint_ - begin, 0, t);  // of these tokens, how many attend
   const std::int64_t attended = begin + cut;
 
   const Tensor projected = context.empty({b, t, channels() + h * (p_ + 1)});
   in_.forward(context, u, projected);
   const Tensor before = projected.slice(2, 0, channels());
   const Tensor qkv = context.empty({b, t, channels()}), dt = context.empty({b, t, h});
-  conv({.x = before, .halo = cache.halo, .weight = conv_weight_.value(), .bias = conv_bias_.value(), .y = qkv}, stream);
+  conv(
+      {.x = before, .halo = cache.halo, .weight = conv_weight_.value(), .bias = conv_bias_.value(), .y = qkv},
+      stream);
   step_size({.raw = step_view(projected), .bias = dt_bias_.value(), .dt = dt}, stream);
   const std::int64_t width = conv_width_ - 1, kept = std::max<std::int64_t>(0, width - t);
   const Tensor halo = context.empty(cache.halo.shape());
@@ -267,12 +282,18 @@ void Mixer::decode(const Context& context, const Tensor& u, View residual, Cache
   copy({.x = before.slice(1, t - (width - kept), t), .y = halo.slice(1, kept, width)}, stream);
   cache.halo = halo;
 
-  const Tensor q = head_view(qkv, 0), k = head_view(qkv, 1), v = head_view(qkv, 2), y = context.empty({b, t, h, p_});
+  const Tensor q = head_view(qkv, 0), k = head_view(qkv, 1), v = head_view(qkv, 2),
+               y = context.empty({b, t, h, p_});
   if (cut > 0) {
-    check(attended <= cache.k.dim(1), "decode", "cache: made for {} tokens, got token {}", cache.k.dim(1), attended);
+    check(attended <= cache.k.dim(1), "decode", "cache: made for {} tokens, got token {}", cache.k.dim(1),
+          attended);
     const Tensor q_rot = context.empty({b, cut, h, n_}), lse = context.empty({b, h, cut});
     rope({.x = q.slice(1, 0, cut), .y = q_rot, .position = begin, .theta = rope_theta_}, stream);
-    rope({.x = k.slice(1, 0, cut), .y = cache.k_rot.slice(1, begin, attended), .position = begin, .theta = rope_theta_}, stream);
+    rope({.x = k.slice(1, 0, cut),
+          .y = cache.k_rot.slice(1, begin, attended),
+          .position = begin,
+          .theta = rope_theta_},
+         stream);
     copy({.x = k.slice(1, 0, cut), .y = cache.k.slice(1, begin, attended)}, stream);
     copy({.x = v.slice(1, 0, cut), .y = cache.v.slice(1, begin, attended)}, stream);
     copy({.x = dt.slice(1, 0, cut), .y = cache.dt.slice(1, begin, attended)}, stream);
@@ -288,7 +309,9 @@ void Mixer::decode(const Context& context, const Tensor& u, View residual, Cache
     cache.state = context.empty({b, h, n_, p_});
     fill({.value = 0, .y = cache.state}, stream);
     if (converter_)
-      ssd_summary({.k = cache.k, .v = cache.v, .dt = cache.dt, .a_log = a_log_.value(), .state_out = cache.state}, stream);
+      ssd_summary(
+          {.k = cache.k, .v = cache.v, .dt = cache.dt, .a_log = a_log_.value(), .state_out = cache.state},
+          stream);
     cache.k = cache.k_rot = cache.v = cache.dt = Tensor();
   }
   if (cut < t)

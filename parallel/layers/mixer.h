@@ -1,5 +1,6 @@
-// The TransMamba mixer: one set of projections, read as Q, K, V by attention for tokens before the TransPoint P and as
-// C, B, x by the SSM from P on. The SSM starts from the state the Memory Converter computes from the prefix's K and V.
+// The TransMamba mixer: one set of projections, read as Q, K, V by attention for tokens before the TransPoint
+// P and as C, B, x by the SSM from P on. The SSM starts from the state the Memory Converter computes from the
+// prefix's K and V.
 #pragma once
 
 #include "core/config.h"
@@ -9,13 +10,15 @@ namespace transmamba {
 
 class Mixer {
  public:
-  /// What the forward pass keeps for the backward pass (b batch, T tokens, P the TransPoint, c = h(2n + p) channels).
+  /// What the forward pass keeps for the backward pass (b batch, T tokens, P the TransPoint, c = h(2n + p)
+  /// channels).
   struct Saved {
     std::int64_t transpoint = 0;
-    Tensor u;             // (b, T, d) the layer's input
-    Tensor projected;     // (b, T, c + hp + h): q, k, v before the convolution, then z, then dt before its softplus
-    Tensor qkv;           // (b, T, c) after convolution and SiLU
-    Tensor dt;            // (b, T, h)
+    Tensor u;  // (b, T, d) the layer's input
+    Tensor
+        projected;  // (b, T, c + hp + h): q, k, v before the convolution, then z, then dt before its softplus
+    Tensor qkv;     // (b, T, c) after convolution and SiLU
+    Tensor dt;      // (b, T, h)
     Tensor q_rot, k_rot;  // (b, P, h, n) after RoPE
     Tensor lse;           // (b, h, P)
     Tensor state;         // (b, h, n, p) at P: the Memory Converter's result
@@ -29,20 +32,22 @@ class Mixer {
   /// Token-by-token decoding: keys and values before P; one state from P on, when they are freed.
   struct Cache {
     Cache(const Context& context, const Mixer& mixer, std::int64_t batch, std::int64_t max_tokens);
-    std::int64_t position = 0;      // tokens seen
-    Tensor halo;                    // (b, w - 1, c) the convolution's last inputs
-    Tensor k, k_rot, v, dt;         // (b, min(P, max_tokens), ...)
-    Tensor state;                   // (b, h, n, p) from P on
+    std::int64_t position = 0;  // tokens seen
+    Tensor halo;                // (b, w - 1, c) the convolution's last inputs
+    Tensor k, k_rot, v, dt;     // (b, min(P, max_tokens), ...)
+    Tensor state;               // (b, h, n, p) from P on
   };
 
-  /// `transpoint` may be past the sequence: then all tokens attend. Declares `<prefix>q_proj.weight` and the others.
+  /// `transpoint` may be past the sequence: then all tokens attend. Declares `<prefix>q_proj.weight` and the
+  /// others.
   Mixer(const ModelConfig& config, const std::string& prefix, std::int64_t transpoint, ParameterStore& store);
 
   /// residual (b, t, d) += mixer(u), u (b, t, d).
   void forward(const Context& context, const Tensor& u, View residual, Saved& saved) const;
   /// From dout, the gradient of the layer's output, to du (overwritten).
   void backward(const Context& context, ConstView dout, View du, Saved& saved) const;
-  /// The same function of the tokens as forward(), for the tokens after those in `cache`: any number at a time.
+  /// The same function of the tokens as forward(), for the tokens after those in `cache`: any number at a
+  /// time.
   void decode(const Context& context, const Tensor& u, View residual, Cache& cache) const;
 
  private:
@@ -63,8 +68,8 @@ class Mixer {
   AnyView step_view(const AnyView& projected) const;  // dt before its softplus, (b, t, h)
   std::int64_t first_gated(std::int64_t transpoint, std::int64_t tokens) const;
   /// SiLU(z) where it gates, then the per-head norm.
-  void norm(const Context& context, const Tensor& y, const Tensor& projected, std::int64_t transpoint, View rstd,
-            View normed) const;
+  void norm(const Context& context, const Tensor& y, const Tensor& projected, std::int64_t transpoint,
+            View rstd, View normed) const;
 };
 
 }  // namespace transmamba

@@ -7,7 +7,8 @@ namespace transmamba {
 Mlp::Mlp(const ModelConfig& c, const std::string& prefix, ParameterStore& store) : ffn_(c.ffn_hidden_size) {
   const Init in = Init::normal(c.init_std), out = Init::normal(c.output_init_std());
   const std::int64_t d = c.hidden_size, f = ffn_;
-  gate_up_ = Linear(store.add({{prefix + "gate_proj.weight", {{f, d}}, in, true}, {prefix + "up_proj.weight", {{f, d}}, in, true}}));
+  gate_up_ = Linear(store.add(
+      {{prefix + "gate_proj.weight", {{f, d}}, in, true}, {prefix + "up_proj.weight", {{f, d}}, in, true}}));
   down_ = Linear(store.add({{prefix + "down_proj.weight", {{d, f}}, out, true}}));
 }
 

@@ -1,0 +1,16 @@
+// The last step of writing a file (or folder) so that a crash leaves the old one or the new one, never half.
+#pragma once
+
+#include <filesystem>
+
+namespace transmamba {
+
+/// Renames `from`, whose contents are on disk already (Hdf5File::close sees to that), to `to`, replacing a
+/// file there, and makes the rename itself survive a power failure. Both lie in the same file system. Throws
+/// Error.
+void durable_rename(const std::filesystem::path& from, const std::filesystem::path& to);
+
+/// fsync of a file or folder that is there. Throws Error.
+void sync_to_disk(const std::filesystem::path& path);
+
+}  // namespace transmamba

@@ -1,0 +1,106 @@
+#include "core/metrics.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "kernels/check.h"
+
+namespace transmamba {
+namespace {
+
+/// The lines of steps up to `last`; a torn last line is dropped.
+std::string lines_until(const std::filesystem::path& path, std::int64_t last) {
+  std::ifstream in(path);
+  std::string kept;
+  for (std::string line; std::getline(in, line);) {
+    const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (json.is_object() && json.value("step", last + 1) <= last) kept += line + "\n";
+  }
+  return kept;
+}
+
+}  // namespace
+
+std::string format_bytes(std::int64_t bytes) {
+  const double mib = static_cast<double>(bytes) / (1 << 20);
+  return mib < 10240 ? fmt::format("{:.0f} MiB", mib) : fmt::format("{:.1f} GiB", mib / 1024);
+}
+
+std::string format_duration(double seconds) {
+  const auto s = static_cast<std::int64_t>(std::llround(seconds));
+  if (s < 60) return fmt::format("{}s", s);
+  if (s < 3600) return fmt::format("{}m{:02}s", s / 60, s % 60);
+  return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+}
+
+std::string format_line(const StepMetrics& m) {
+  return fmt::format(
+      "step {:>{}}/{}  loss {:.4f}  grad_norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  {:.0f}% of peak  {}  {} "
+      "left",
+      m.step, fmt::formatted_size("{}", m.steps), m.steps, m.loss, m.grad_norm, m.lr, m.tokens_per_second,
+      100 * m.peak_fraction, format_bytes(m.memory_bytes), format_duration(m.seconds_left));
+}
+
+MetricsLog::MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every)
+    : path_(std::move(jsonl)), every_(every), terminal_(isatty(STDOUT_FILENO) != 0) {
+  if (path_.empty()) return;
+  const std::string kept = resumed_step > 0 ? lines_until(path_, resumed_step) : "";
+  if (path_.has_parent_path()) {
+    std::error_code ignored;  // the open below says what is wrong
+    std::filesystem::create_directories(path_.parent_path(), ignored);
+  }
+  file_ = std::fopen(path_.c_str(), "w");
+  check(file_ != nullptr, "metrics", "{}: cannot write: {}", path_.string(), std::strerror(errno));
+  write(kept);
+}
+
+MetricsLog::~MetricsLog() {
+  if (live_) fmt::print("\n");
+  if (file_) std::fclose(file_);
+}
+
+void MetricsLog::write(const std::string& json) {
+  if (!file_) return;
+  const bool ok = std::fwrite(json.data(), 1, json.size(), file_) == json.size() && std::fflush(file_) == 0;
+  check(ok, "metrics", "{}: cannot write: {}", path_.string(), std::strerror(errno));
+}
+
+void MetricsLog::step(const StepMetrics& m) {
+  const bool due = m.step % every_ == 0 || m.step == m.steps || m.step == 1;
+  if (terminal_) {
+    fmt::print("\r\033[K{}", format_line(m));
+    live_ = true;
+  } else if (due) {
+    fmt::print("{}\n", format_line(m));
+  }
+  std::fflush(stdout);
+  const nlohmann::ordered_json json = {{"step", m.step},
+                                       {"loss", m.loss},
+                                       {"grad_norm", m.grad_norm},
+                                       {"lr", m.lr},
+                                       {"tokens_per_second", m.tokens_per_second},
+                                       {"peak_fraction", m.peak_fraction},
+                                       {"memory_bytes", m.memory_bytes},
+                                       {"resident_bytes", m.resident_bytes}};
+  write(json.dump() + "\n");
+}
+
+void MetricsLog::validation(std::int64_t step, double loss) {
+  note(fmt::format("step {}  validation loss {:.4f}  ({:.3f} bits a token, perplexity {:.2f})", step, loss,
+                   loss / std::log(2.0), std::exp(loss)));
+  write(nlohmann::ordered_json{{"step", step}, {"validation_loss", loss}}.dump() + "\n");
+}
+
+void MetricsLog::note(const std::string& text) {
+  if (live_) fmt::print("\n");
+  live_ = false;
+  fmt::print("{}\n", text);
+  std::fflush(stdout);
+}
+
+}  // namespace transmamba

@@ -1,0 +1,51 @@
+// What a run says while it goes: a line for people, a JSON object for programs.
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <string>
+
+namespace transmamba {
+
+/// One training step. Rates are over the time since the last line.
+struct StepMetrics {
+  std::int64_t step = 0, steps = 0;  ///< counted from 1
+  double loss = 0;                   ///< mean over the step's tokens, nats
+  double grad_norm = 0;              ///< before clipping
+  double lr = 0;
+  double tokens_per_second = 0;
+  double peak_fraction = 0;         ///< model FLOPs a second over this machine's measured peak
+  std::int64_t memory_bytes = 0;    ///< largest sum of tensors so far
+  std::int64_t resident_bytes = 0;  ///< largest resident memory of the process so far
+  double seconds_left = 0;
+};
+
+std::string format_bytes(std::int64_t bytes);   ///< "312 MiB"
+std::string format_duration(double seconds);    ///< "2m10s"
+std::string format_line(const StepMetrics& m);  ///< for people
+
+/// On a terminal the step line is live (rewritten in place); in a file it is a line every `every` steps.
+class MetricsLog {
+ public:
+  /// `jsonl` may be empty: no file. Lines in it past `resumed_step` are of a run that this one replaces and
+  /// are cut off; with resumed_step 0 the file starts anew. Throws Error if the file cannot be written.
+  MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every);
+  ~MetricsLog();
+  MetricsLog(const MetricsLog&) = delete;
+  MetricsLog& operator=(const MetricsLog&) = delete;
+
+  void step(const StepMetrics& m);
+  void validation(std::int64_t step, double loss);
+  /// A line that stays, also on a terminal.
+  void note(const std::string& text);
+
+ private:
+  void write(const std::string& json);
+  std::filesystem::path path_;
+  std::FILE* file_ = nullptr;
+  std::int64_t every_;
+  bool terminal_, live_ = false;
+};
+
+}  // namespace transmamba

@@ -1,0 +1,182 @@
+#include "launch/trainer.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "core/cost_model.h"
+#include "core/transpoint.h"
+
+namespace transmamba {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+}  // namespace
+
+Trainer::Trainer(Config config, Session& session) : config_(std::move(config)), session_(session) {
+  open_data();
+  model_ = std::make_unique<Model>(config_.model, resolve_transpoints(config_.model, config_.train.seq_len),
+                                   session_.context());
+  optimizer_ = std::make_unique<Optimizer>(config_.optimizer, model_->parameters(), session_.context());
+  resume();
+  std::filesystem::path metrics = config_.log.metrics;
+  if (metrics.empty() && !config_.checkpoint.path.empty())
+    metrics = config_.checkpoint.path / "metrics.jsonl";
+  log_ = std::make_unique<MetricsLog>(metrics, state_.step, config_.log.every);
+  print_start();
+}
+
+void Trainer::open_data() {
+  check(!config_.data.path.empty(), "config",
+        "data.path: expected a token file (transmamba prepare makes one), got nothing");
+  data_.training = TokenDataset::open(config_.data.path);
+  if (!config_.data.validation_path.empty())
+    data_.validation = TokenDataset::open(config_.data.validation_path);
+  else if (data_.training->has_validation())
+    data_.validation = TokenDataset::open(config_.data.path, Split::validation);
+  const std::int64_t vocab = data_.training->vocab_size();
+  std::int64_t& ours = config_.model.vocab_size;
+  if (ours == 0) {
+    check(vocab > 0, "config",
+          "model.vocab_size: {} does not say its vocabulary size, so the configuration must",
+          config_.data.path.string());
+    ours = vocab;
+  }
+  check(vocab <= ours, "config", "model.vocab_size: {} has {} token ids, expected at least as many, got {}",
+        config_.data.path.string(), vocab, ours);
+  check(config_.train.validate_every == 0 || data_.validation, "config",
+        "train.validate_every = {}: there is no validation data: set data.validation_path, or prepare with "
+        "--validation-fraction",
+        config_.train.validate_every);
+  data_.training->limit_vocab(ours);
+  if (data_.validation) data_.validation->limit_vocab(ours);
+  order_.emplace(data_.training->size(), config_.train.seq_len,
+                 static_cast<std::uint64_t>(config_.train.seed));
+}
+
+void Trainer::resume() {
+  const CheckpointConfig& c = config_.checkpoint;
+  if (c.resume == "auto") {
+    for (const std::filesystem::path& folder : list_checkpoints(c.path)) {
+      std::optional<Checkpoint> found;
+      try {
+        found.emplace(folder);
+        take_over(*found);
+        return;
+      } catch (const Error& error) {
+        // One that is whole but of another model is the user's mistake; a damaged one has an older neighbour.
+        if (found) check_same_model(found->config().model, config_.model, folder.string());
+        fmt::print(stderr, "warning: {} is passed over: {}\n", folder.string(), error.what());
+      }
+    }
+  } else if (c.resume != "none") {
+    take_over(Checkpoint(c.resume));
+    return;
+  }
+  model_->parameters().initialise(config_.train.seed);
+}
+
+void Trainer::take_over(const Checkpoint& checkpoint) {
+  check_same_model(checkpoint.config().model, config_.model, checkpoint.folder().string());
+  const std::int64_t seed = checkpoint.config().train.seed;
+  check(seed == config_.train.seed, "checkpoint",
+        "{}: train.seed is {} there and {} here: the order of the data would change",
+        checkpoint.folder().string(), seed, config_.train.seed);
+  checkpoint.load_parameters(model_->parameters());
+  checkpoint.load_optimizer(model_->parameters(), *optimizer_);
+  state_ = checkpoint.state();
+  fmt::print("resumed from {} after step {}\n", checkpoint.folder().string(), state_.step);
+}
+
+void Trainer::print_start() {
+  peak_flops_ = measure_peak_flops(session_.context());
+  const std::vector<std::int64_t> transpoints = resolve_transpoints(config_.model, config_.train.seq_len);
+  fmt::print("{}\n", config_.to_ini());
+  fmt::print("{} parameters, TransPoints {} of {} tokens\n", model_->parameters().count(),
+             fmt::join(transpoints, ","), config_.train.seq_len);
+  fmt::print("{} training tokens, {} validation tokens; {} tokens a step\n", data_.training->size(),
+             data_.validation ? data_.validation->size() : 0,
+             config_.train.global_batch * config_.train.seq_len);
+  fmt::print("{}, {} thread{}, {}; measured peak {:.0f} GFLOP/s\n\n",
+             to_string(session_.context().stream.device), session_.context().stream.threads,
+             session_.context().stream.threads == 1 ? "" : "s", to_string(session_.context().dtype),
+             peak_flops_ / 1e9);
+  std::fflush(stdout);
+}
+
+Batch Trainer::batch(const TokenDataset& data, const SampleOrder& order, std::int64_t first,
+                     std::int64_t count) const {
+  const Context& context = session_.context();
+  const Shape shape{count, config_.train.seq_len};
+  Batch batch{context.empty(shape, DType::i32), context.empty(shape, DType::i32)};
+  read_batch(data, order, first, batch.tokens, batch.targets);
+  return batch;
+}
+
+double Trainer::validate() const {
+  const SampleOrder order = SampleOrder::sequential(data_.validation->size(), config_.train.seq_len);
+  const std::int64_t sequences = std::min(config_.train.validate_sequences, order.samples_per_epoch());
+  double loss = 0;
+  for (std::int64_t first = 0; first < sequences; first += config_.train.micro_batch) {
+    const std::int64_t count = std::min(config_.train.micro_batch, sequences - first);
+    loss += evaluate(session_.context(), *model_, batch(*data_.validation, order, first, count));
+  }
+  return loss / static_cast<double>(sequences * config_.train.seq_len);
+}
+
+void Trainer::save() {
+  const auto start = Clock::now();
+  save_checkpoint(config_.checkpoint, state_, config_,
+                  {data_.training->tokenizer(), data_.training->tokenizer_model()}, model_->parameters(),
+                  *optimizer_);
+  log_->note(fmt::format("step {}  saved {} in {:.2f} s", state_.step, config_.checkpoint.path.string(),
+                         seconds_since(start)));
+}
+
+void Trainer::run() {
+  const TrainConfig& t = config_.train;
+  const std::int64_t steps = t.steps, micro_batches = t.global_batch / t.micro_batch;
+  const double tokens = static_cast<double>(t.global_batch * t.seq_len);
+  const double flops = training_flops(config_.model, t.seq_len, t.global_batch);
+  const auto due = [&](std::int64_t every) {
+    return state_.step == steps || (every > 0 && state_.step % every == 0);
+  };
+  double training_seconds = 0;
+  std::int64_t trained = 0;
+
+  while (state_.step < steps) {
+    const auto start = Clock::now();
+    const auto next = [&](std::int64_t i) {
+      return batch(*data_.training, *order_, state_.consumed_sequences + i * t.micro_batch, t.micro_batch);
+    };
+    const StepResult result =
+        train_step(session_.context(), config_, state_.step, micro_batches, next, *model_, *optimizer_);
+    ++state_.step;
+    state_.consumed_sequences += t.global_batch;
+    const double seconds = seconds_since(start);
+    training_seconds += seconds, ++trained;
+
+    log_->step({.step = state_.step,
+                .steps = steps,
+                .loss = result.loss,
+                .grad_norm = result.grad_norm,
+                .lr = result.lr,
+                .tokens_per_second = tokens / seconds,
+                .peak_fraction = flops / seconds / peak_flops_,
+                .memory_bytes = session_.memory().peak_bytes(),
+                .resident_bytes = peak_resident_bytes(),
+                .seconds_left = training_seconds / static_cast<double>(trained) *
+                                static_cast<double>(steps - state_.step)});
+    if (data_.validation && due(t.validate_every)) log_->validation(state_.step, validate());
+    if (!config_.checkpoint.path.empty() && due(config_.checkpoint.every)) save();
+  }
+  if (trained == 0) log_->note(fmt::format("nothing to do: step {} of {} is reached", state_.step, steps));
+}
+
+}  // namespace transmamba

@@ -1,0 +1,145 @@
+#include "kernels/conv.h"
+
+#include "testing.h"
+
+namespace transmamba {
+namespace {
+
+using namespace transmamba::testing;  // NOLINT
+
+struct Problem {
+  Variant variant;
+  Array x, halo, weight, bias, y, dy, dx, dhalo, dweight, dbias;
+
+  Problem(const Variant& v, std::int64_t b, std::int64_t t, std::int64_t c, std::int64_t w,
+          bool with_halo = true)
+      : variant(v) {
+    Arrays arrays(v);
+    x = arrays.normal({b, t, c}), dy = arrays.normal({b, t, c});
+    weight = arrays.normal({c, w}, 0.5), bias = arrays.normal({c});
+    y = arrays.poisoned({b, t, c}), dx = arrays.poisoned({b, t, c});
+    dweight = arrays.normal({c, w}), dbias = arrays.normal({c});
+    if (with_halo) halo = arrays.normal({b, w - 1, c}), dhalo = arrays.poisoned({b, w - 1, c});
+  }
+  void forward() const { conv({x, halo, weight, bias, y}, variant.stream); }
+  void backward() const {
+    conv_backward({dy, x, halo, weight, bias, dx, dhalo, dweight, dbias}, variant.stream);
+  }
+  double expected(std::vector<std::int64_t>& at) const {
+    const std::int64_t w = weight->dim(1);
+    double sum = bias({at[2]});
+    for (std::int64_t j = 0; j < w; ++j) {
+      const std::int64_t time = at[1] - w + 1 + j;
+      const double input = time >= 0     ? x({at[0], time, at[2]})
+                           : halo->raw() ? halo({at[0], w - 1 + time, at[2]})
+                                         : 0;
+      sum += weight({at[2], j}) * input;
+    }
+    return sum / (1 + std::exp(-sum));
+  }
+};
+
+TEST(Conv, AgreesWithTheDefinition) {
+  for (const Variant& variant : variants())
+    for (std::int64_t w : {1, 2, 3, 4, 6})
+      for (std::int64_t t : {1, 2, 5, 70})
+        for (bool halo : {false, true}) {
+          const Problem s(variant, 2, t, 19, w, halo);
+          s.forward();
+          EXPECT_TRUE(near(s.y, [&](auto& at) { return s.expected(at); })) << "w " << w << " t " << t;
+        }
+}
+
+TEST(Conv, GradientsAgreeWithFiniteDifferences) {
+  for (Layout layout : {Layout::contiguous, Layout::strided})
+    for (std::int64_t w : {1, 2, 4})
+      for (std::int64_t t : {1, 2, 7, 70}) {
+        const Problem s({DType::f64, layout, {}}, 2, t, 3, w);
+        for (const Array& sum : {s.dweight, s.dbias})
+          for_each_index(sum->shape(), [&](auto& at) { set(sum, at, 0); });
+        s.backward();
+        const auto loss = [&] {
+          s.forward();
+          return dot(s.y, s.dy);
+        };
+        EXPECT_TRUE(is_gradient(s.dx, s.x, loss)) << "w " << w << " t " << t;
+        EXPECT_TRUE(is_gradient(s.dhalo, s.halo, loss)) << "w " << w << " t " << t;
+        EXPECT_TRUE(is_gradient(s.dweight, s.weight, loss)) << "w " << w << " t " << t;
+        EXPECT_TRUE(is_gradient(s.dbias, s.bias, loss)) << "w " << w << " t " << t;
+      }
+}
+
+TEST(Conv, GradientsOfParametersAddAndAgreeInEveryVariant) {
+  const Problem reference({}, 2, 200, 300, 4);  // several runs of tokens and channel tiles
+  reference.backward();
+  for (const Variant& variant : variants()) {
+    const Problem s(variant, 2, 200, 300, 4);
+    s.backward();
+    EXPECT_TRUE(near(s.dx, [&](auto& at) { return get(reference.dx, at); }));
+    EXPECT_TRUE(near(s.dhalo, [&](auto& at) { return get(reference.dhalo, at); }));
+    EXPECT_TRUE(near(s.dweight, [&](auto& at) { return get(reference.dweight, at); }));
+    EXPECT_TRUE(near(s.dbias, [&](auto& at) { return get(reference.dbias, at); }));
+  }
+  const Problem twice({}, 2, 200, 300, 4), before({}, 2, 200, 300, 4);
+  twice.backward(), twice.backward();
+  EXPECT_TRUE(near(twice.dweight,
+                   [&](auto& at) { return 2 * get(reference.dweight, at) - get(before.dweight, at); }));
+}
+
+TEST(Conv, ASequenceCutInTwoIsTheSequence) {
+  const Problem whole({}, 2, 9, 5, 4, false);
+  whole.forward();
+  const View x = whole.x;
+  const Array first({2, 5, 5}, DType::f64), second({2, 4, 5}, DType::f64);
+  conv({x.slice(1, 0, 5), {}, whole.weight, whole.bias, first}, {});
+  conv({x.slice(1, 5, 9), x.slice(1, 2, 5), whole.weight, whole.bias, second}, {});
+  EXPECT_TRUE(near(first, 0, [&](auto& at) { return whole.y({at[0], at[1], at[2]}); }));
+  EXPECT_TRUE(near(second, 0, [&](auto& at) { return whole.y({at[0], at[1] + 5, at[2]}); }));
+}
+
+TEST(Conv, ThreadsDoNotChangeBits) {
+  Variant one{DType::f32, Layout::contiguous, {}}, two = one;
+  two.stream.threads = 2;
+  const Problem a(one, 2, 300, 70, 4), b(two, 2, 300, 70, 4);
+  a.forward(), b.forward(), a.backward(), b.backward();
+  EXPECT_TRUE(same_bits(a.y, b.y) && same_bits(a.dx, b.dx) && same_bits(a.dhalo, b.dhalo));
+  EXPECT_TRUE(same_bits(a.dweight, b.dweight) && same_bits(a.dbias, b.dbias));
+}
+
+TEST(Conv, NoTokensMeanNoGradient) {
+  for (std::int64_t b : {0, 2}) {
+    const Problem s({}, b, 0, 5, 4), before({}, b, 0, 5, 4);
+    s.forward(), s.backward();
+    EXPECT_TRUE(near(s.dhalo, [](auto&) { return 0; }));
+    EXPECT_TRUE(same_bits(s.dweight, before.dweight) && same_bits(s.dbias, before.dbias));
+  }
+}
+
+TEST(Conv, BadArgumentsAreNamed) {
+  const Problem s({}, 2, 5, 3, 4);
+  const Array bad({2, 4, 3}, DType::f64);
+  EXPECT_TRUE(fails_naming(
+      [&] {
+        conv({s.x, bad, s.weight, s.bias, s.y}, {});
+      },
+      {"[conv]", "halo", "(2, 3, 3)"}));
+  EXPECT_TRUE(fails_naming(
+      [&] {
+        conv({s.x, {}, s.weight, s.bias, bad}, {});
+      },
+      {"[conv]", "y:", "(2, 5, 3)"}));
+  EXPECT_TRUE(fails_naming([&] { conv({s.x, {}, s.weight, s.bias, s.x}, {}); }, {"[conv]", "y:", "alias"}));
+  EXPECT_TRUE(fails_naming(
+      [&] {
+        conv({s.x, {}, s.bias, s.bias, s.y}, {});
+      },
+      {"[conv]", "weight", "(c, w)"}));
+  EXPECT_TRUE(fails_naming(
+      [&] {
+        conv_backward({s.dy, s.x, {}, s.weight, s.bias, s.dy, {}, s.dweight, s.dbias}, {});
+      },
+      {"[conv_backward]", "dx", "alias dy"}));
+}
+
+}  // namespace
+}  // namespace transmamba

@@ -1,0 +1,13 @@
+#include "tools/commands.h"
+
+#include <fmt/core.h>
+
+namespace transmamba {
+
+int print_usage(std::string_view usage, const std::vector<std::string>& arguments) {
+  const bool asked = !arguments.empty() && is_help(arguments[0]);
+  fmt::print(asked ? stdout : stderr, "{}", usage);
+  return asked ? 0 : 2;
+}
+
+}  // namespace transmamba

@@ -1,0 +1,22 @@
+// transmamba train: from a configuration to a trained model.
+#include <fmt/core.h>
+
+#include "launch/trainer.h"
+#include "tools/commands.h"
+
+namespace transmamba {
+
+int train(std::vector<std::string> arguments) {
+  if (arguments.empty() || is_help(arguments[0]) || arguments[0].starts_with("--"))
+    return print_usage(
+        "usage: transmamba train CONFIG [--section.key value ...]\n\nCONFIG is an INI file; keys:\n" +
+            describe_config(),
+        arguments);
+  const Config config = parse_config(arguments[0], {arguments.begin() + 1, arguments.end()});
+  Session session(config.train);
+  Trainer trainer(config, session);
+  trainer.run();
+  return 0;
+}
+
+}  // namespace transmamba
