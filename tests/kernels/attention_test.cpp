@@ -1,0 +1,133 @@
+#include "kernels/attention.h"
+
+#include "testing.h"
+
+namespace transmamba {
+namespace {
+
+using namespace transmamba::testing;  // NOLINT
+
+struct Sizes {
+  std::int64_t b, tq, tk, h, n, p, offset;
+};
+
+struct Problem {
+  Variant variant;
+  Sizes z;
+  Array q, k, v, o, lse, dout, dq, dk, dv;
+
+  Problem(const Variant& variant_, const Sizes& sizes) : variant(variant_), z(sizes) {
+    Arrays arrays(variant);
+    q = arrays.normal({z.b, z.tq, z.h, z.n}), k = arrays.normal({z.b, z.tk, z.h, z.n});
+    v = arrays.normal({z.b, z.tk, z.h, z.p}), dout = arrays.normal({z.b, z.tq, z.h, z.p});
+    o = arrays.poisoned(dout->shape()), lse = arrays.poisoned({z.b, z.h, z.tq});
+    dq = arrays.poisoned(q->shape()), dk = arrays.poisoned(k->shape()), dv = arrays.poisoned(v->shape());
+  }
+  void forward() const {
+    attention({.q = q, .k = k, .v = v, .o = o, .lse = lse, .offset = z.offset}, variant.stream);
+  }
+  void backward() const {
+    attention_backward({.dout = dout,
+                        .q = q,
+                        .k = k,
+                        .v = v,
+                        .o = o,
+                        .lse = lse,
+                        .dq = dq,
+                        .dk = dk,
+                        .dv = dv,
+                        .offset = z.offset},
+                       variant.stream);
+  }
+  double score(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
+    double sum = 0;
+    for (std::int64_t x = 0; x < z.n; ++x) sum += q({b, i, h, x}) * k({b, j, h, x});
+    return sum / std::sqrt(static_cast<double>(z.n));
+  }
+  double sum_of_exp(std::int64_t b, std::int64_t h, std::int64_t i) const {
+    double sum = 0;
+    for (std::int64_t j = 0; j <= std::min(i + z.offset, z.tk - 1); ++j) sum += std::exp(score(b, h, i, j));
+    return sum;
+  }
+  double expected(std::vector<std::int64_t>& at) const {
+    const std::int64_t b = at[0], i = at[1], h = at[2];
+    double sum = 0;
+    for (std::int64_t j = 0; j <= std::min(i + z.offset, z.tk - 1); ++j)
+      sum += std::exp(score(b, h, i, j)) * v({b, j, h, at[3]});
+    return sum / sum_of_exp(b, h, i);
+  }
+};
+
+TEST(Attention, AgreesWithTheDefinition) {
+  for (const Variant& variant : variants())
+    for (const Sizes& z :
+         {Sizes{2, 1, 1, 1, 4, 4, 0}, Sizes{1, 7, 7, 3, 6, 5, 0}, Sizes{2, 65, 65, 2, 8, 4, 0},
+          Sizes{1, 3, 131, 2, 4, 6, 128}, Sizes{1, 1, 200, 1, 4, 4, 150}, Sizes{1, 70, 140, 1, 4, 3, 33}}) {
+      const Problem s(variant, z);
+      s.forward();
+      EXPECT_TRUE(near(s.o, [&](auto& at) { return s.expected(at); })) << "tq " << z.tq << " tk " << z.tk;
+      EXPECT_TRUE(near(s.lse, [&](auto& at) { return std::log(s.sum_of_exp(at[0], at[1], at[2])); }));
+    }
+}
+
+TEST(Attention, GradientsAgreeWithFiniteDifferences) {
+  for (const Sizes& z : {Sizes{2, 1, 1, 1, 2, 3, 0}, Sizes{1, 9, 9, 2, 4, 3, 0}, Sizes{1, 5, 8, 1, 2, 3, 2},
+                         Sizes{1, 66, 66, 1, 2, 2, 0}}) {
+    const Problem s({DType::f64, Layout::strided, {}}, z);
+    s.forward();
+    s.backward();
+    const auto loss = [&] {
+      s.forward();
+      return dot(s.o, s.dout);
+    };
+    EXPECT_TRUE(is_gradient(s.dq, s.q, loss));
+    EXPECT_TRUE(is_gradient(s.dk, s.k, loss));
+    EXPECT_TRUE(is_gradient(s.dv, s.v, loss));
+  }
+}
+
+TEST(Attention, GradientsAgreeInEveryVariantAndHaveTheSameBitsOnTwoThreads) {
+  const Sizes z{2, 150, 200, 2,
+                8, 6,   40};  // several blocks of queries and keys; the last ten keys are never seen
+  const Problem reference({}, z);
+  reference.forward(), reference.backward();
+  EXPECT_EQ(reference.dk({0, 195, 0, 0}), 0);
+  for (DType dtype : {DType::f64, DType::f32})
+    for (Layout layout : {Layout::contiguous, Layout::strided}) {
+      const Problem one({dtype, layout, {Device::cpu, 1, nullptr}}, z),
+          two({dtype, layout, {Device::cpu, 2, nullptr}}, z);
+      one.forward(), one.backward(), two.forward(), two.backward();
+      for (auto member : {&Problem::o, &Problem::lse, &Problem::dq, &Problem::dk, &Problem::dv}) {
+        EXPECT_TRUE(near(one.*member, [&](auto& at) { return get(reference.*member, at); }));
+        EXPECT_TRUE(same_bits(one.*member, two.*member));
+      }
+    }
+}
+
+TEST(Attention, LargeScoresDoNotOverflow) {
+  const Problem s({DType::f32, Layout::contiguous, {}}, {1, 80, 80, 1, 4, 4, 0});
+  for_each_index(s.q->shape(), [&](auto& at) { set(s.q, at, 300 * s.q(at)); });
+  s.forward(), s.backward();
+  for (const Array& out : {s.o, s.dq, s.dk, s.dv})
+    for_each_index(out->shape(), [&](auto& at) { EXPECT_TRUE(std::isfinite(out(at))); });
+}
+
+TEST(Attention, NoQueriesIsNoWork) {
+  const Problem s({}, {2, 0, 0, 2, 4, 4, 0});
+  s.forward(), s.backward();
+}
+
+TEST(Attention, BadArgumentsAreNamed) {
+  const Problem s({}, {1, 4, 4, 2, 4, 4, 0});
+  EXPECT_TRUE(fails_naming(
+      [&] { attention({.q = s.q, .k = s.dout->slice(1, 0, 0), .v = s.v, .o = s.o, .lse = s.lse}, {}); },
+      {"[attention]", "v: expected shape"}));
+  EXPECT_TRUE(fails_naming(
+      [&] { attention({.q = s.q, .k = s.k, .v = s.v, .o = s.o, .lse = s.lse, .offset = -1}, {}); },
+      {"[attention]", "offset"}));
+  EXPECT_TRUE(fails_naming([&] { attention({.q = s.q, .k = s.k, .v = s.v, .o = s.lse, .lse = s.lse}, {}); },
+                           {"[attention] o: expected shape (1, 4, 2, 4)"}));
+}
+
+}  // namespace
+}  // namespace transmamba
