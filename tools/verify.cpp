@@ -61,7 +61,7 @@ Config config_of(const Hdf5File& golden, bool with_curve, const std::vector<std:
           "{}: not a file of the reference implementation: attribute {} is missing", golden.path().string(),
           name);
     if (optimizer && !with_curve) continue;
-    ini += std::visit([&](const auto& value) { return fmt::format("{} = {}\n", key, value); },
+    ini += std::visit([&, key = key](const auto& value) { return fmt::format("{} = {}\n", key, value); },
                       golden.attribute(name));
   }
   return parse_config_text(ini, golden.path().string(), overrides);

@@ -304,16 +304,15 @@ TEST(Hdf5File, VirtualDatasetsShowOtherFilesFromAnyFolder) {
     Hdf5File file = Hdf5File::create(folder / "full.h5");
     file.create_appendable<std::uint32_t>("stream");
     for (int i = 0; i < 20; ++i) {
-      file.write("group/values" + std::to_string(i), counted<float>(50'000));
+      file.write(fmt::format("group/values{}", i), counted<float>(50'000));
       file.append<std::uint32_t>("stream", counted<std::uint32_t>(30'000));
-      file.set_attribute("a" + std::to_string(i), std::string(1000, 'x'));
+      file.set_attribute(fmt::format("a{}", i), std::string(1000, 'x'));
     }
     if (close) file.close();
   } catch (const Error& error) {
     if (std::string(error.what()).find("File too large") != std::string::npos) ++errors;
   }
-  // The library must still work.
-  Hdf5File small = Hdf5File::create(folder / "small.h5");
+  Hdf5File small = Hdf5File::create(folder / "small.h5");  // the library must still work
   small.write_scalar("x", 1.0);
   small.close();
   if (Hdf5File::open(folder / "small.h5").read_scalar<double>("x") != 1.0) errors = 9;
@@ -360,7 +359,7 @@ TEST(Hdf5FileDeathTest, AFileThatWasNeverClosedIsNotTakenForAWholeOne) {
 
 TEST(Hdf5File, ThreadsMayEachWriteAFile) {
   const Folder folder;
-  std::vector<std::thread> threads;
+  std::vector<std::jthread> threads;
   for (int t = 0; t < 4; ++t)
     threads.emplace_back([&, t] {
       for (int i = 0; i < 5; ++i) {
@@ -371,7 +370,6 @@ TEST(Hdf5File, ThreadsMayEachWriteAFile) {
         EXPECT_THAT(Hdf5File::open(path).read_vector<double>("x"), ElementsAre(t, i));
       }
     });
-  for (auto& thread : threads) thread.join();
 }
 
 TEST(Hdf5File, ReadsWhatH5pyWrites) {
