@@ -374,8 +374,40 @@ TEST(Hdf5File, ThreadsMayEachWriteAFile) {
   for (auto& thread : threads) thread.join();
 }
 
+bool h5py_is_here() { return std::system("/usr/bin/python3 -c 'import h5py' 2>/dev/null") == 0; }
+
+TEST(Hdf5File, ShowsH5pyItsAttributesAndVirtualDatasetsFromAnyFolder) {
+  if (!h5py_is_here()) GTEST_SKIP() << "needs python3-h5py";
+  const Folder folder;
+  {
+    Hdf5File shard = Hdf5File::create(folder / "shard-0.h5");
+    shard.write("w", std::vector<float>{1, 2, 3});
+    shard.close();
+    Hdf5File index = Hdf5File::create(folder / "index.h5");
+    index.write_virtual("w", {5}, DType::f32, {{"shard-0.h5", "w", {0}, {3}}, {"lost.h5", "w", {3}, {2}}});
+    index.set_attribute("tied", true);
+    index.set_attribute("steps", 7);
+    index.set_attribute("theta", 0.5);
+    index.set_attribute("name", "V9 \xE2\x9C\x93");
+    index.close();
+  }
+  spill(folder / "look.py",
+        "import h5py, numpy as np, os, sys\n"
+        "os.chdir('/')\n"
+        "f = h5py.File(sys.argv[1], 'r')\n"
+        "w, a = f['w'][:], f.attrs\n"
+        "assert (w[:3] == [1, 2, 3]).all() and np.isnan(w[3:]).all(), w\n"
+        "assert a['tied'] is np.True_ or a['tied'] == True and a['tied'].dtype == bool, repr(a['tied'])\n"
+        "assert a['steps'] == 7 and a['theta'] == 0.5, dict(a)\n"
+        "assert bytes(a['name']).decode() == 'V9 ✓', repr(a['name'])\n");
+  EXPECT_EQ(
+      std::system(("/usr/bin/python3 " + (folder / "look.py").string() + " " + (folder / "index.h5").string())
+                      .c_str()),
+      0);
+}
+
 TEST(Hdf5File, ReadsWhatH5pyWrites) {
-  if (std::system("/usr/bin/python3 -c 'import h5py' 2>/dev/null") != 0) GTEST_SKIP() << "needs python3-h5py";
+  if (!h5py_is_here()) GTEST_SKIP() << "needs python3-h5py";
   const Folder folder;
   const std::string path = (folder / "py.h5").string();
   spill(folder / "make.py",
