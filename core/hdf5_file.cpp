@@ -155,8 +155,10 @@ Hdf5File Hdf5File::create(const std::filesystem::path& path) {
   const Handle access = hdf5::access_through(impl->output);
   // The newest format that 1.10 reads: its metadata has checksums.
   impl->must(H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110), "", "cannot be created");
-  impl->file = impl->own(H5Fcreate(impl->output->path.c_str(), H5F_ACC_TRUNC, H5P_DEFAULT, access), H5Fclose,
-                         "", "cannot be created");
+  const Handle creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
+  impl->must(H5Pset_obj_track_times(creation, false), "", "cannot be created");  // same run, same bytes
+  impl->file = impl->own(H5Fcreate(impl->output->path.c_str(), H5F_ACC_TRUNC, creation, access), H5Fclose, "",
+                         "cannot be created");
   return Hdf5File(std::move(impl));
 }
 

@@ -136,9 +136,9 @@ class MegatronTokens final : public TokenDataset {
     for (std::int64_t i = 0; i < sequences_; ++i) {
       const std::int64_t n = length(i), from = pointer(i);
       must(n >= 0, "sequence {}: expected a length >= 0, got {}", i, n);
-      must(from >= 0 && from <= bin_.size() && n * width_ <= bin_.size() - from,
-           "sequence {}: bytes [{}, {}) lie outside {} of {} bytes", i, from, from + n * width_,
-           path_.string(), bin_.size());
+      if (from < 0 || from > bin_.size() || n * width_ > bin_.size() - from) [[unlikely]]
+        must(false, "sequence {}: bytes [{}, {}) lie outside {} of {} bytes", i, from, from + n * width_,
+             path_.string(), bin_.size());
       in_order = in_order && from == size_ * width_;
       size_ += n;
     }
@@ -171,9 +171,9 @@ class MegatronTokens final : public TokenDataset {
     for (std::size_t i = 0; i < out.size(); ++i) {
       const T token = bin_.load<T>(byte + static_cast<std::int64_t>(i * sizeof(T)));
       if constexpr (sizeof(T) > 4)
-        check(token >= 0 && token <= std::numeric_limits<std::int32_t>::max(), "data",
-              "{}: token id {} at byte {} is no 31-bit number", path_.string(), token,
-              byte + static_cast<std::int64_t>(i * sizeof(T)));
+        if (token < 0 || token > std::numeric_limits<std::int32_t>::max()) [[unlikely]]
+          fail("data", "{}: expected token ids of 31 bits, got {} at byte {}", path_.string(), token,
+               byte + static_cast<std::int64_t>(i * sizeof(T)));
       out[i] = static_cast<std::int32_t>(token);
     }
   }

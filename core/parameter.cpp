@@ -9,7 +9,9 @@ namespace transmamba {
 namespace {
 
 double draw(const Init& init, std::uint64_t seed, std::uint64_t name, std::uint64_t index) {
-  const auto between = [&](double low, double high) { return low + (high - low) * uniform(seed, name, index); };
+  const auto between = [&](double low, double high) {
+    return low + (high - low) * uniform(seed, name, index);
+  };
   switch (init.kind) {
     case Init::Kind::constant: return init.a;
     case Init::Kind::normal: return init.a * normal(seed, name, index);
@@ -28,7 +30,8 @@ void fill_initial(const Parameter& parameter, std::uint64_t seed) {
   const std::uint64_t name = stream_of(parameter.name);
   T* value = parameter.value.ptr<T>();
   for (std::int64_t i = 0; i < parameter.value.numel(); ++i)
-    value[i] = static_cast<T>(draw(parameter.init, seed, name, static_cast<std::uint64_t>(parameter.shard.global_index(i))));
+    value[i] = static_cast<T>(
+        draw(parameter.init, seed, name, static_cast<std::uint64_t>(parameter.shard.global_index(i))));
 }
 
 }  // namespace
@@ -47,14 +50,15 @@ View Pack::value(int i) const { return store_->parameters_[first_ + static_cast<
 View Pack::grad(int i) const { return store_->parameters_[first_ + static_cast<std::size_t>(i)].grad; }
 
 Pack ParameterStore::add(std::vector<ParameterSpec> specs) {
-  check(!values_ && !specs.empty(), "parameters", "packs are added before allocate(), one parameter at least");
+  check(!values_ && !specs.empty(), "parameters",
+        "packs are added before allocate(), one parameter at least");
   const std::size_t first = parameters_.size();
   pack_starts_.push_back(first);
   for (ParameterSpec& spec : specs) {
     Shape mine = spec.shard.shape(), expected = specs[0].shard.shape();
     expected[0] = mine[0];
-    check(mine == expected, "parameters", "{}: expected shape {} like the others of its pack, got {}", spec.name,
-          to_string(expected), to_string(mine));
+    check(mine == expected, "parameters", "{}: expected shape {} like the others of its pack, got {}",
+          spec.name, to_string(expected), to_string(mine));
     parameters_.push_back({spec, 0, {}, {}});
   }
   return {this, first, specs.size()};
@@ -65,7 +69,8 @@ void ParameterStore::allocate(const Context& context) {
   const std::int64_t align = kAlignBytes / size_of(context.dtype);
   std::int64_t total = 0;
   for (std::size_t i = 0, pack = 0; i < parameters_.size(); ++i) {
-    if (pack < pack_starts_.size() && pack_starts_[pack] == i) total = (total + align - 1) / align * align, ++pack;
+    if (pack < pack_starts_.size() && pack_starts_[pack] == i)
+      total = (total + align - 1) / align * align, ++pack;
     parameters_[i].offset = total;
     total += parameters_[i].shard.shape().numel();
   }

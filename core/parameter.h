@@ -9,8 +9,8 @@
 
 namespace transmamba {
 
-/// Distribution of initial values. Each value is a pure function of (seed, parameter name, global index), so every
-/// layout of ranks starts bit-identical.
+/// Distribution of initial values. Each value is a pure function of (seed, parameter name, global index), so
+/// every layout of ranks starts bit-identical.
 struct Init {
   enum class Kind { constant, normal, uniform, step_bias, log_uniform };
   Kind kind = Kind::constant;
@@ -40,19 +40,20 @@ struct Parameter : ParameterSpec {
 
 class ParameterStore;
 
-/// Handle on parameters added together. They lie one after the other in memory, so that those of a layer that read the
-/// same input (q, k, v, z and dt projections, say) are one matrix: one product instead of five.
+/// Handle on parameters added together. They lie one after the other in memory, so that those of a layer that
+/// read the same input (q, k, v, z and dt projections, say) are one matrix: one product instead of five.
 class Pack {
  public:
   Pack() = default;
-  View value() const;       ///< all of them, stacked along dim 0
+  View value() const;  ///< all of them, stacked along dim 0
   View grad() const;
   View value(int i) const;  ///< the i-th
   View grad(int i) const;
 
  private:
   friend class ParameterStore;
-  Pack(ParameterStore* store, std::size_t first, std::size_t count) : store_(store), first_(first), count_(count) {}
+  Pack(ParameterStore* store, std::size_t first, std::size_t count)
+      : store_(store), first_(first), count_(count) {}
   View stacked(bool grads) const;
   ParameterStore* store_ = nullptr;
   std::size_t first_ = 0, count_ = 0;
@@ -72,7 +73,9 @@ class ParameterStore {
   void zero_grad(const Stream& stream);
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
-  const Tensor& values() const { return values_; }  ///< flat; packs start at multiples of 64 bytes, gaps hold zero
+  const Tensor& values() const {
+    return values_;
+  }  ///< flat; packs start at multiples of 64 bytes, gaps hold zero
   const Tensor& grads() const { return grads_; }
   /// The part of a flat tensor laid out like values() that belongs to one parameter, in its shape.
   View slice(const Tensor& flat, const Parameter& parameter) const;

@@ -14,6 +14,18 @@ constexpr std::int64_t kUint16Vocab = 65536;
 
 std::string prefix_of(Split split) { return split == Split::train ? "" : "validation/"; }
 
+// The first id outside [0, limit), or tokens.size(). Each token of a run comes by here.
+std::size_t first_outside(std::span<const std::int32_t> tokens, std::int64_t limit) {
+  const auto largest = static_cast<std::uint32_t>(limit - 1);
+  std::uint32_t highest = 0;
+  for (const std::int32_t token : tokens) highest = std::max(highest, static_cast<std::uint32_t>(token));
+  if (highest <= largest) return tokens.size();
+  const auto bad = std::find_if(tokens.begin(), tokens.end(), [&](std::int32_t token) {
+    return static_cast<std::uint32_t>(token) > largest;
+  });
+  return static_cast<std::size_t>(bad - tokens.begin());
+}
+
 class Hdf5Tokens final : public TokenDataset {
  public:
   Hdf5Tokens(const std::filesystem::path& path, Split split)
@@ -115,10 +127,10 @@ void TokenDataset::read(std::int64_t begin, std::span<std::int32_t> out) const {
         begin + std::ssize(out));
   if (out.empty()) return;
   fetch(begin, out);
-  const std::uint32_t limit = limit_ > 0 ? static_cast<std::uint32_t>(limit_) : std::uint32_t{1} << 31;
-  for (std::size_t i = 0; i < out.size(); ++i)
-    check(static_cast<std::uint32_t>(out[i]) < limit, "data", "{}: token {}: expected an id below {}, got {}",
-          path_.string(), begin + static_cast<std::int64_t>(i), limit, out[i]);
+  const std::int64_t limit = limit_ > 0 ? limit_ : std::int64_t{1} << 31;
+  if (const auto bad = first_outside(out, limit); bad < out.size())
+    fail("data", "{}: token {}: expected an id below {}, got {}", path_.string(),
+         begin + static_cast<std::int64_t>(bad), limit, out[bad]);
 }
 
 // ---- writing
@@ -151,15 +163,16 @@ void TokenWriter::make(Part& part) {
 void TokenWriter::append(Split split, std::span<const std::int32_t> tokens) {
   Part& part = parts_[static_cast<int>(split)];
   if (!part.made) make(part);
-  for (const std::int32_t token : tokens)
-    check(token >= 0 && token < vocab_size_, "data", "{}: expected a token id below {}, got {}",
-          file_.path().string(), vocab_size_, token);
-  if (vocab_size_ <= kUint16Vocab)
-    file_.append<std::uint16_t>(part.group + "tokens",
-                                std::vector<std::uint16_t>(tokens.begin(), tokens.end()));
-  else
+  if (const auto bad = first_outside(tokens, vocab_size_); bad < tokens.size())
+    fail("data", "{}: expected token ids below {}, got {}", file_.path().string(), vocab_size_, tokens[bad]);
+  if (vocab_size_ <= kUint16Vocab) {
+    narrow_.assign(tokens.begin(), tokens.end());
+    file_.append<std::uint16_t>(part.group + "tokens", narrow_);
+  } else {
+    // The ids are not negative, so both types have the same bytes.
     file_.append<std::uint32_t>(part.group + "tokens",
-                                std::vector<std::uint32_t>(tokens.begin(), tokens.end()));
+                                {reinterpret_cast<const std::uint32_t*>(tokens.data()), tokens.size()});
+  }
   part.size += std::ssize(tokens);
 }
 

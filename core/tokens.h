@@ -11,6 +11,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/hdf5_file.h"
 #include "core/tokenizer.h"
@@ -81,6 +82,7 @@ class TokenWriter {
   std::int64_t vocab_size_;
   std::int32_t end_of_document_;
   Part parts_[2];
+  std::vector<std::uint16_t> narrow_;
 };
 
 /// Which tokens make sample number 0, 1, 2, .. of a run. Sample s of an epoch is the window of seq_len + 1
