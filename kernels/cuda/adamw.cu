@@ -1,0 +1,52 @@
+#include "kernels/adamw.h"
+
+#include <cmath>
+
+#include "kernels/cuda/device.cuh"
+
+namespace transmamba::cuda {
+namespace {
+
+/// The numbers of one step, rounded once.
+template <class T>
+struct Coefficients {
+  T grad_scale, lr, beta1, beta2, rest1, rest2, correction1, correction2, eps, weight_decay;
+  explicit Coefficients(const AdamW& a)
+      : grad_scale(static_cast<T>(a.grad_scale)),
+        lr(static_cast<T>(a.lr)),
+        beta1(static_cast<T>(a.beta1)),
+        beta2(static_cast<T>(a.beta2)),
+        rest1(static_cast<T>(1 - a.beta1)),
+        rest2(static_cast<T>(1 - a.beta2)),
+        correction1(static_cast<T>(1 / (1 - std::pow(a.beta1, static_cast<double>(a.step))))),
+        correction2(static_cast<T>(1 / (1 - std::pow(a.beta2, static_cast<double>(a.step))))),
+        eps(static_cast<T>(a.eps)),
+        weight_decay(static_cast<T>(a.weight_decay)) {}
+};
+
+template <class T>
+__global__ void update(Coefficients<T> c, T* weight, const T* grad, T* m, T* v, std::int64_t n) {
+  const std::int64_t i = global_index();
+  if (i >= n) return;
+  const T g = c.grad_scale * grad[i];
+  const T mean = c.beta1 * m[i] + c.rest1 * g;
+  const T square = c.beta2 * v[i] + c.rest2 * g * g;
+  const T step = mean * c.correction1 / (sqrt(square * c.correction2) + c.eps);
+  m[i] = mean;
+  v[i] = square;
+  weight[i] -= c.lr * (step + c.weight_decay * weight[i]);
+}
+
+}  // namespace
+
+void adamw(const AdamW& a, const Stream& stream) {
+  dispatch_float(a.weight.dtype(), "adamw", [&](auto zero) {
+    using T = decltype(zero);
+    const std::int64_t n = a.weight.dim(0);
+    if (n == 0) return;
+    launch("adamw", stream, thread_each(n), update<T>, Coefficients<T>(a), a.weight.ptr<T>(), a.grad.ptr<T>(),
+           a.m.ptr<T>(), a.v.ptr<T>(), n);
+  });
+}
+
+}  // namespace transmamba::cuda
