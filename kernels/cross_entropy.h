@@ -6,8 +6,8 @@
 namespace transmamba {
 
 /// loss = lse - logits[target],  lse = log sum_v exp(logits[v]).
-/// logits (b, t, V); targets (b, t) int32 in [0, V), otherwise an Error naming it (CPU) or a loss of NaN and a
-/// dlogits of NaN (CUDA, which reads nothing out of bounds); loss, lse (b, t).
+/// logits (b, t, V); targets (b, t) int32 in [0, V), otherwise an Error naming it (CPU) or a loss of NaN and
+/// a dlogits of NaN (CUDA, which reads nothing out of bounds); loss, lse (b, t).
 struct CrossEntropy {
   ConstView logits;
   ConstView targets;

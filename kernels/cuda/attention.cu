@@ -1,6 +1,6 @@
 // A warp owns a row of the result: a query forward and for dq, a key for dk and dv. The rows of a block share
-// tiles of the other side in shared memory, one row of a tile a lane. Nothing is added by two warps, so results
-// have the same bits every time.
+// tiles of the other side in shared memory, one row of a tile a lane. Nothing is added by two warps, so
+// results have the same bits every time.
 #include "kernels/attention.h"
 
 #include <cmath>
@@ -54,7 +54,8 @@ __device__ void load_tile(const Strided<const T>& x, const Owner& at, std::int64
 }
 /// This warp's own row, zeros if there is none.
 template <class T>
-__device__ void load_row(const Strided<const T>& x, const Owner& at, bool exists, std::int64_t width, T* row) {
+__device__ void load_row(const Strided<const T>& x, const Owner& at, bool exists, std::int64_t width,
+                         T* row) {
   for (std::int64_t c = threadIdx.x % kWarp; c < width; c += kWarp)
     row[c] = exists ? x(at.b, at.row, at.h)[c] : T(0);
 }

@@ -1,5 +1,5 @@
-// What every kernel here shares: launching, workspace, views and reductions on the device. The stream's device
-// is the calling thread's current one. Nothing here waits for the GPU.
+// What every kernel here shares: launching, workspace, views and reductions on the device. The stream's
+// device is the calling thread's current one. Nothing here waits for the GPU.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -5,8 +5,8 @@
 namespace transmamba::cuda {
 namespace {
 
-/// Every element of two views of one shape. Dims that lie one after the other in memory in both are joined, so
-/// that contiguous views need no division.
+/// Every element of two views of one shape. Dims that lie one after the other in memory in both are joined,
+/// so that contiguous views need no division.
 struct Walk {
   int rank = 1;
   std::int64_t extent[Shape::kMaxDims] = {1}, x[Shape::kMaxDims] = {}, y[Shape::kMaxDims] = {};
@@ -63,7 +63,8 @@ constexpr std::int64_t kSumBlock = 16384;
 
 template <class T>
 __global__ void sum_blocks(const T* x, bool squares, std::int64_t n, double* sums) {
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kSumBlock, end = min(n, begin + kSumBlock);
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kSumBlock,
+                     end = min(n, begin + kSumBlock);
   double sum = 0;
   for (std::int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
     const double value = static_cast<double>(x[i]);

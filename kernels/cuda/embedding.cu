@@ -12,7 +12,8 @@ struct Row {
   std::int64_t index;
   bool valid;
   __device__ Row(std::int32_t token, std::int64_t vocab)
-      : index(min(max(static_cast<std::int64_t>(token), std::int64_t{0}), vocab - 1)), valid(index == token) {}
+      : index(min(max(static_cast<std::int64_t>(token), std::int64_t{0}), vocab - 1)),
+        valid(index == token) {}
 };
 
 /// A block a token.

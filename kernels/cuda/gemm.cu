@@ -15,8 +15,8 @@ void check_cublas(cublasStatus_t status) {
   if (status != CUBLAS_STATUS_SUCCESS) fail("gemm", "cuBLAS: {}", cublasGetStatusString(status));
 }
 
-/// A handle of the calling thread for each device and stream: cuBLAS gives the same bits every time only where
-/// streams that run at the same time do not share one.
+/// A handle of the calling thread for each device and stream: cuBLAS gives the same bits every time only
+/// where streams that run at the same time do not share one.
 class Handles {
  public:
   Handles() = default;
@@ -60,14 +60,13 @@ void run(const Gemm& g, const Stream& stream) {
   const std::int64_t m = g.c.dim(0), n = g.c.dim(1), k = g.a.dim(g.transpose_a ? 0 : 1);
   const T one = 1, beta = static_cast<T>(g.beta);
   if (m == 0 || n == 0) return;
-  if (k == 0)
-    return launch("gemm", stream, thread_each(m * n), scale<T>, strided<T>(g.c), n, m * n, beta);
+  if (k == 0) return launch("gemm", stream, thread_each(m * n), scale<T>, strided<T>(g.c), n, m * n, beta);
   thread_local Handles handles;
   // cuBLAS reads a row-major matrix as its transpose: C^T = op(B)^T op(A)^T.
   const auto multiply = [&](auto function) {
     check_cublas(function(handles.get(stream), g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
-                          g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k, &one, g.b.ptr<T>(), leading(g.b),
-                          g.a.ptr<T>(), leading(g.a), &beta, g.c.ptr<T>(), leading(g.c)));
+                          g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k, &one, g.b.ptr<T>(),
+                          leading(g.b), g.a.ptr<T>(), leading(g.a), &beta, g.c.ptr<T>(), leading(g.c)));
   };
   if constexpr (std::is_same_v<T, float>)
     multiply(cublasSgemm_64);

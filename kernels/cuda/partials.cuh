@@ -1,5 +1,5 @@
-// Gradients of parameters are sums over tokens. Tokens are cut into runs, each run is summed by one block into
-// a row of float64 partial sums, and the rows are added in order: the same bits every time.
+// Gradients of parameters are sums over tokens. Tokens are cut into runs, each run is summed by one block
+// into a row of float64 partial sums, and the rows are added in order: the same bits every time.
 #pragma once
 
 #include "kernels/cuda/device.cuh"

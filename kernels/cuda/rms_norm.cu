@@ -24,8 +24,7 @@ __global__ void forward(Strided<const T> x, Strided<const T> gate, Strided<const
   for (std::int64_t k = threadIdx.x; k < d; k += blockDim.x) sum += value(k) * value(k);
   sum = block_reduce<Plus>(sum);
   const T rstd = T(1) / sqrt(sum / static_cast<T>(d) + static_cast<T>(eps));
-  for (std::int64_t k = threadIdx.x; k < d; k += blockDim.x)
-    y(i, j, g)[k] = value(k) * rstd * weight(g)[k];
+  for (std::int64_t k = threadIdx.x; k < d; k += blockDim.x) y(i, j, g)[k] = value(k) * rstd * weight(g)[k];
 }
 
 template <class T>

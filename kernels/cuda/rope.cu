@@ -15,9 +15,9 @@ __global__ void rotate(Strided<const T> x, Strided<T> y, std::int64_t b, std::in
   const std::int64_t j = blockIdx.x;
   for (std::int64_t k = threadIdx.x; k < half; k += blockDim.x) {
     double s, c;
-    sincos(static_cast<double>(position + j) *
-               pow(theta, -static_cast<double>(k) / static_cast<double>(half)),
-           &s, &c);
+    sincos(
+        static_cast<double>(position + j) * pow(theta, -static_cast<double>(k) / static_cast<double>(half)),
+        &s, &c);
     cosine[k] = static_cast<T>(c);
     sine[k] = static_cast<T>(inverse ? -s : s);
   }

@@ -1,5 +1,5 @@
-// What the SSD kernels share. A block is one head of one sequence; its matrices lie in a workspace of its own,
-// which a multiprocessor's caches hold. Every function here is called by all threads of a block.
+// What the SSD kernels share. A block is one head of one sequence; its matrices lie in a workspace of its
+// own, which a multiprocessor's caches hold. Every function here is called by all threads of a block.
 #pragma once
 
 #include <utility>

@@ -71,15 +71,15 @@ struct Buffers {
   std::int64_t size;
   __host__ __device__ Buffers(const Backward<T>& a, std::int64_t block) {
     const std::int64_t n = a.n, p = a.p;
-    const std::int64_t sizes[] = {(a.chunks() + 1) * n * p,    // states: before each chunk
-                                  n * p,                       // dstate
-                                  kChunk * kChunk,             // scores
-                                  kChunk * kChunk,             // dscores
-                                  kChunk * kChunk,             // shares: of the decays' gradients
-                                  kChunk * (n > p ? n : p),    // weighted
-                                  kChunk * p,                  // k_dstate
-                                  kChunk * n,                  // v_dstate
-                                  kChunk * n};                 // dy_state
+    const std::int64_t sizes[] = {(a.chunks() + 1) * n * p,  // states: before each chunk
+                                  n * p,                     // dstate
+                                  kChunk * kChunk,           // scores
+                                  kChunk * kChunk,           // dscores
+                                  kChunk * kChunk,           // shares: of the decays' gradients
+                                  kChunk * (n > p ? n : p),  // weighted
+                                  kChunk * p,                // k_dstate
+                                  kChunk * n,                // v_dstate
+                                  kChunk * n};               // dy_state
     T** const fields[] = {&states,   &dstate,   &scores,   &dscores, &shares,
                           &weighted, &k_dstate, &v_dstate, &dy_state};
     size = 0;
@@ -138,7 +138,8 @@ template <class T>
 __global__ void backward(Backward<T> a) {
   __shared__ Decays<T> d;
   __shared__ TokenSums<T> sums;
-  const std::int64_t b = blockIdx.x / a.heads, h = blockIdx.x % a.heads, n = a.n, p = a.p, chunks = a.chunks();
+  const std::int64_t b = blockIdx.x / a.heads, h = blockIdx.x % a.heads, n = a.n, p = a.p,
+                     chunks = a.chunks();
   const auto q = rows(a.q, b, h), k = rows(a.k, b, h), v = rows(a.v, b, h), dy = rows(a.dy, b, h);
   const auto dq = rows(a.dq, b, h), dk = rows(a.dk, b, h), dv = rows(a.dv, b, h);
   const Rows<const T> dt{a.dt(b, 0) + h, a.dt.stride[1]};

@@ -55,8 +55,8 @@ __host__ __device__ std::int64_t workspace_of(const Backward<T>& a) {
   return 2 * a.n * a.p + kChunk * (a.n + a.p) + a.t;
 }
 
-/// after_i = A sum_{r>i} dt_r for all tokens, in float64 sums; returns the sum over all. Rates of a chunk wait
-/// in shared memory, so that the thread that adds them up does not wait for each.
+/// after_i = A sum_{r>i} dt_r for all tokens, in float64 sums; returns the sum over all. Rates of a chunk
+/// wait in shared memory, so that the thread that adds them up does not wait for each.
 template <class T>
 __device__ double sums_after(T rate, Rows<const T> dt, std::int64_t t, T* after) {
   __shared__ double steps[kChunk];
@@ -107,8 +107,7 @@ __global__ void backward(Backward<T> a) {
     multiply<T>(size, n, p, v.from(s), transposed<T>(dstate, p), T(0), {v_dstate, n});
     for (std::int64_t i = threadIdx.x / kWarp; i < size; i += blockDim.x / kWarp) {
       const T sum = warp_dot<T>(k_dstate + i * p, v[s + i], p);
-      if (threadIdx.x % kWarp == 0)
-        u[i] = sum, decay[i] = exp(after[s + i]), step[i] = *dt[s + i];
+      if (threadIdx.x % kWarp == 0) u[i] = sum, decay[i] = exp(after[s + i]), step[i] = *dt[s + i];
     }
     __syncthreads();
     each_element(size, p, [&](auto i, auto j) { dv[s + i][j] += decay[i] * step[i] * k_dstate[i * p + j]; });

@@ -23,19 +23,22 @@ TEST(StepSize, AgreesWithTheDefinition) {
 }
 
 TEST(StepSize, SmallAndLargeOnesKeepTheirRelativeAccuracy) {
-  for (DType dtype : {DType::f64, DType::f32}) {
-    const Array raw({1, 1, 161}, dtype), bias({161}, dtype), dt({1, 1, 161}, dtype);
-    const Array ones({1, 1, 161}, dtype), draw({1, 1, 161}, dtype), dbias({161}, dtype);
+  for (const Variant& variant : variants()) {
+    Arrays arrays(variant);
+    const Array raw = arrays.poisoned({1, 1, 161}), bias = arrays.poisoned({161}),
+                dt = arrays.poisoned({1, 1, 161});
+    const Array ones = arrays.poisoned({1, 1, 161}), draw = arrays.poisoned({1, 1, 161}),
+                dbias = arrays.poisoned({161});
     for (std::int64_t k = 0; k < 161; ++k) {
       set(raw, {0, 0, k}, static_cast<double>(k - 80)), set(bias, {k}, 0);
       set(ones, {0, 0, k}, 1), set(dbias, {k}, 0);
     }
-    step_size({raw, bias, dt}, {});
-    step_size_backward({ones, dt, draw, dbias}, {});
+    step_size({raw, bias, dt}, variant.stream);
+    step_size_backward({ones, dt, draw, dbias}, variant.stream);
     for (std::int64_t k = 0; k < 161; ++k) {
       const double x = static_cast<double>(k - 80), expected = std::log1p(std::exp(x));
-      EXPECT_NEAR(dt({0, 0, k}) / expected, 1, tolerance(dtype)) << x;
-      EXPECT_NEAR(draw({0, 0, k}) / sigmoid(x), 1, tolerance(dtype)) << x;
+      EXPECT_NEAR(dt({0, 0, k}) / expected, 1, tolerance(variant.dtype)) << x;
+      EXPECT_NEAR(draw({0, 0, k}) / sigmoid(x), 1, tolerance(variant.dtype)) << x;
     }
   }
 }
@@ -79,17 +82,19 @@ TEST(StepSize, GradientsAgreeInEveryVariantAndAdd) {
   }
 }
 
-TEST(StepSize, ThreadsDoNotChangeBits) {
-  Arrays arrays({DType::f32, Layout::contiguous, {}});
-  const Array dt = arrays.uniform({2, 500, 5}, 1e-3, 2), ddt = arrays.normal({2, 500, 5});
-  std::vector<Array> sums;
-  for (int threads : {1, 2, 3}) {
-    const Array draw({2, 500, 5}, DType::f32), dbias({5}, DType::f32);
-    for (std::int64_t k = 0; k < 5; ++k) set(dbias, {k}, 0);
-    step_size_backward({ddt, dt, draw, dbias}, {Device::cpu, threads, nullptr});
-    sums.push_back(dbias);
+TEST(StepSize, RepeatsHaveTheSameBits) {
+  for (const auto& [one, two] : repeats()) {
+    Arrays arrays(one);
+    const Array dt = arrays.uniform({2, 500, 5}, 1e-3, 2), ddt = arrays.normal({2, 500, 5});
+    std::vector<Array> sums;
+    for (const TestStream& stream : {one.stream, two.stream, TestStream{one.stream.device, 3}}) {
+      const Array draw = arrays.dense({2, 500, 5}), dbias = arrays.dense({5});
+      for (std::int64_t k = 0; k < 5; ++k) set(dbias, {k}, 0);
+      step_size_backward({ddt, dt, draw, dbias}, stream);
+      sums.push_back(dbias);
+    }
+    EXPECT_TRUE(same_bits(sums[0], sums[1]) && same_bits(sums[0], sums[2]));
   }
-  EXPECT_TRUE(same_bits(sums[0], sums[1]) && same_bits(sums[0], sums[2]));
 }
 
 TEST(Swiglu, AgreesWithTheDefinition) {
@@ -129,11 +134,15 @@ TEST(Swiglu, GradientsAgreeInEveryVariantAlsoInPlace) {
 }
 
 TEST(Activations, NoTokensWork) {
-  const Array none({2, 0, 6}, DType::f64), half({2, 0, 3}, DType::f64), bias({6}, DType::f64);
-  step_size({none, bias, none}, {});
-  step_size_backward({none, none, none, bias}, {});
-  swiglu({none, half}, {});
-  swiglu_backward({half, none, none}, {});
+  for (const Variant& variant : variants()) {
+    Arrays arrays(variant);
+    const Array none = arrays.poisoned({2, 0, 6}), half = arrays.poisoned({2, 0, 3}),
+                bias = arrays.normal({6});
+    step_size({none, bias, none}, variant.stream);
+    step_size_backward({none, none, none, bias}, variant.stream);
+    swiglu({none, half}, variant.stream);
+    swiglu_backward({half, none, none}, variant.stream);
+  }
 }
 
 TEST(Activations, BadArgumentsAreNamed) {

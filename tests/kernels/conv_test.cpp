@@ -70,16 +70,24 @@ TEST(Conv, GradientsAgreeWithFiniteDifferences) {
 }
 
 TEST(Conv, GradientsOfParametersAddAndAgreeInEveryVariant) {
-  const Problem reference({}, 2, 200, 300, 4);  // several runs of tokens and channel tiles
+  for (std::int64_t w : {1, 4, 5})
+    for (bool halo : {false, true}) {
+      const Problem reference({}, 2, 200, w == 4 ? 300 : 7, w,
+                              halo);  // several runs of tokens, channel tiles
+      reference.backward();
+      for (const Variant& variant : variants()) {
+        const Problem s(variant, 2, 200, w == 4 ? 300 : 7, w, halo);
+        s.backward();
+        EXPECT_TRUE(near(s.dx, [&](auto& at) { return get(reference.dx, at); }));
+        EXPECT_TRUE(near(s.dweight, [&](auto& at) { return get(reference.dweight, at); }));
+        EXPECT_TRUE(near(s.dbias, [&](auto& at) { return get(reference.dbias, at); }));
+        if (halo) {
+          EXPECT_TRUE(near(s.dhalo, [&](auto& at) { return get(reference.dhalo, at); }));
+        }
+      }
+    }
+  const Problem reference({}, 2, 200, 300, 4);
   reference.backward();
-  for (const Variant& variant : variants()) {
-    const Problem s(variant, 2, 200, 300, 4);
-    s.backward();
-    EXPECT_TRUE(near(s.dx, [&](auto& at) { return get(reference.dx, at); }));
-    EXPECT_TRUE(near(s.dhalo, [&](auto& at) { return get(reference.dhalo, at); }));
-    EXPECT_TRUE(near(s.dweight, [&](auto& at) { return get(reference.dweight, at); }));
-    EXPECT_TRUE(near(s.dbias, [&](auto& at) { return get(reference.dbias, at); }));
-  }
   const Problem twice({}, 2, 200, 300, 4), before({}, 2, 200, 300, 4);
   twice.backward(), twice.backward();
   EXPECT_TRUE(near(twice.dweight,
@@ -97,22 +105,23 @@ TEST(Conv, ASequenceCutInTwoIsTheSequence) {
   EXPECT_TRUE(near(second, 0, [&](auto& at) { return whole.y({at[0], at[1] + 5, at[2]}); }));
 }
 
-TEST(Conv, ThreadsDoNotChangeBits) {
-  Variant one{DType::f32, Layout::contiguous, {}}, two = one;
-  two.stream.threads = 2;
-  const Problem a(one, 2, 300, 70, 4), b(two, 2, 300, 70, 4);
-  a.forward(), b.forward(), a.backward(), b.backward();
-  EXPECT_TRUE(same_bits(a.y, b.y) && same_bits(a.dx, b.dx) && same_bits(a.dhalo, b.dhalo));
-  EXPECT_TRUE(same_bits(a.dweight, b.dweight) && same_bits(a.dbias, b.dbias));
+TEST(Conv, RepeatsHaveTheSameBits) {
+  for (const auto& [one, two] : repeats()) {
+    const Problem a(one, 2, 300, 70, 4), b(two, 2, 300, 70, 4);
+    a.forward(), b.forward(), a.backward(), b.backward();
+    EXPECT_TRUE(same_bits(a.y, b.y) && same_bits(a.dx, b.dx) && same_bits(a.dhalo, b.dhalo));
+    EXPECT_TRUE(same_bits(a.dweight, b.dweight) && same_bits(a.dbias, b.dbias));
+  }
 }
 
 TEST(Conv, NoTokensMeanNoGradient) {
-  for (std::int64_t b : {0, 2}) {
-    const Problem s({}, b, 0, 5, 4), before({}, b, 0, 5, 4);
-    s.forward(), s.backward();
-    EXPECT_TRUE(near(s.dhalo, [](auto&) { return 0; }));
-    EXPECT_TRUE(same_bits(s.dweight, before.dweight) && same_bits(s.dbias, before.dbias));
-  }
+  for (const Variant& variant : variants())
+    for (std::int64_t b : {0, 2}) {
+      const Problem s(variant, b, 0, 5, 4), before(variant, b, 0, 5, 4);
+      s.forward(), s.backward();
+      EXPECT_TRUE(near(s.dhalo, [](auto&) { return 0; }));
+      EXPECT_TRUE(same_bits(s.dweight, before.dweight) && same_bits(s.dbias, before.dbias));
+    }
 }
 
 TEST(Conv, BadArgumentsAreNamed) {

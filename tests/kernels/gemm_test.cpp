@@ -1,5 +1,7 @@
 #include "kernels/gemm.h"
 
+#include <tuple>
+
 #include "testing.h"
 
 namespace transmamba {
@@ -57,13 +59,16 @@ TEST(Gemm, EmptyMatricesWork) {
 TEST(Gemm, TilesMeetWithoutSeams) {
   // Large enough to be cut in several tiles along both sides, with ragged last ones.
   const std::int64_t m = 700, n = 530, k = 257;
-  std::vector<Array> results;
-  for (int threads : {1, 2, 3}) {
-    Arrays arrays({DType::f32, Layout::strided, {}});
+  const auto product = [&](const Variant& variant) {
+    Arrays arrays(variant);
     const Array a = arrays.normal({k, m}), b = arrays.normal({n, k}), c = arrays.poisoned({m, n});
-    gemm({.a = a, .transpose_a = true, .b = b, .transpose_b = true, .c = c}, {Device::cpu, threads, nullptr});
-    results.push_back(c);
-    if (threads > 1) continue;
+    gemm({.a = a, .transpose_a = true, .b = b, .transpose_b = true, .c = c}, variant.stream);
+    return std::tuple(a, b, c);
+  };
+  for (const auto& [one, two] : repeats(DType::f32, Layout::strided)) {
+    const auto [a, b, c] = product(one);
+    EXPECT_TRUE(same_bits(c, std::get<2>(product(two))));
+    EXPECT_TRUE(same_bits(c, std::get<2>(product({DType::f32, Layout::strided, {two.stream.device, 3}}))));
     for (std::int64_t i = 0; i < m; i += 9)
       for (std::int64_t j = 0; j < n; j += 7) {
         double sum = 0;
@@ -72,8 +77,18 @@ TEST(Gemm, TilesMeetWithoutSeams) {
       }
     EXPECT_TRUE(c.neighbours_untouched());
   }
-  EXPECT_TRUE(same_bits(results[0], results[1]));
-  EXPECT_TRUE(same_bits(results[0], results[2]));
+}
+
+TEST(Gemm, Float32IsNotRoundedToFewerDigits) {
+  for (const TestStream& stream : streams()) {
+    Arrays arrays({DType::f32, Layout::contiguous, stream});
+    const Array a = arrays.dense({64, 64}), b = arrays.dense({64, 64}), c = arrays.dense({64, 64});
+    for_each_index(a->shape(), [&](auto& at) {
+      set(a, at, 1 + std::ldexp(1, -20)), set(b, at, at[0] == at[1]);  // TF32 keeps 10 bits
+    });
+    gemm({.a = a, .b = b, .c = c}, stream);
+    EXPECT_TRUE(near(c, 0, [](auto&) { return 1 + std::ldexp(1, -20); }));
+  }
 }
 
 TEST(Gemm, BadArgumentsAreNamed) {

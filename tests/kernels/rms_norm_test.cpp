@@ -51,12 +51,13 @@ TEST(RmsNorm, AgreesWithTheDefinition) {
 }
 
 TEST(RmsNorm, MayWriteOverItsInput) {
-  for (bool gated : {false, true}) {
-    const Problem s({}, {2, 5, 3, 7}, gated);
-    s.forward();
-    rms_norm({s.x, s.gate, s.weight, s.x, kEps}, {});
-    EXPECT_TRUE(same_bits(s.x, s.y));
-  }
+  for (const TestStream& stream : streams())
+    for (bool gated : {false, true}) {
+      const Problem s({DType::f64, Layout::contiguous, stream}, {2, 5, 3, 300}, gated);
+      s.forward();
+      rms_norm({s.x, s.gate, s.weight, s.x, kEps}, stream);
+      EXPECT_TRUE(same_bits(s.x, s.y));
+    }
 }
 
 TEST(RmsNorm, GradientsAgreeWithFiniteDifferences) {
@@ -95,37 +96,44 @@ TEST(RmsNorm, GradientsAgreeInEveryVariant) {
 }
 
 TEST(RmsNorm, GradientMayWriteOverWhatItReads) {
-  for (bool gated : {false, true}) {
-    const Problem a({}, {2, 20, 2, 9}, gated), b({}, {2, 20, 2, 9}, gated), c({}, {2, 20, 2, 9}, gated);
-    a.forward(), a.backward();
-    rms_norm_backward({b.dy, b.x, b.gate, b.weight, b.dresidual, b.dy, b.dgate, b.dweight, kEps}, {});
-    rms_norm_backward({c.dy, c.x, c.gate, c.weight, c.dresidual, c.dresidual, c.dgate, c.dweight, kEps}, {});
-    EXPECT_TRUE(same_bits(a.dx, b.dy) && same_bits(a.dx, c.dresidual));
-    EXPECT_TRUE(same_bits(a.dweight, b.dweight) && same_bits(a.dweight, c.dweight));
-  }
+  for (const TestStream& on : streams())
+    for (bool gated : {false, true}) {
+      const Variant variant{DType::f64, Layout::contiguous, on};
+      const Shape shape{2, 20, 2, 300};
+      const Problem a(variant, shape, gated), b(variant, shape, gated), c(variant, shape, gated);
+      a.forward(), a.backward();
+      rms_norm_backward({b.dy, b.x, b.gate, b.weight, b.dresidual, b.dy, b.dgate, b.dweight, kEps}, on);
+      rms_norm_backward({c.dy, c.x, c.gate, c.weight, c.dresidual, c.dresidual, c.dgate, c.dweight, kEps},
+                        on);
+      EXPECT_TRUE(same_bits(a.dx, b.dy) && same_bits(a.dx, c.dresidual));
+      EXPECT_TRUE(same_bits(a.dweight, b.dweight) && same_bits(a.dweight, c.dweight));
+    }
 }
 
 TEST(RmsNorm, Float32GradientTakesOutThePartAlongTheInput) {
-  const Problem s({DType::f32, Layout::contiguous, {}}, {4, 200, 1, 8}, false, false);
-  rms_norm_backward({s.dy, s.x, {}, s.weight, {}, s.dx, {}, s.dweight, 0}, {});
-  EXPECT_NEAR(dot(s.dx, s.x) / dot(s.dy, s.dy), 0, 1e-8);  // exactly 0; 1e-7 where sums are float32
+  for (const TestStream& stream : streams()) {
+    const Problem s({DType::f32, Layout::contiguous, stream}, {4, 200, 1, 8}, false, false);
+    rms_norm_backward({s.dy, s.x, {}, s.weight, {}, s.dx, {}, s.dweight, 0}, stream);
+    EXPECT_NEAR(dot(s.dx, s.x) / dot(s.dy, s.dy), 0, 1e-8);  // exactly 0; 1e-7 where sums are float32
+  }
 }
 
-TEST(RmsNorm, ThreadsDoNotChangeBits) {
-  Variant one{DType::f32, Layout::contiguous, {}}, two = one;
-  two.stream.threads = 2;
-  const Problem a(one, {2, 300, 2, 70}, true), b(two, {2, 300, 2, 70}, true);
-  a.forward(), b.forward(), a.backward(), b.backward();
-  EXPECT_TRUE(same_bits(a.y, b.y) && same_bits(a.dx, b.dx));
-  EXPECT_TRUE(same_bits(a.dgate, b.dgate) && same_bits(a.dweight, b.dweight));
+TEST(RmsNorm, RepeatsHaveTheSameBits) {
+  for (const auto& [one, two] : repeats()) {
+    const Problem a(one, {2, 300, 2, 70}, true), b(two, {2, 300, 2, 70}, true);
+    a.forward(), b.forward(), a.backward(), b.backward();
+    EXPECT_TRUE(same_bits(a.y, b.y) && same_bits(a.dx, b.dx));
+    EXPECT_TRUE(same_bits(a.dgate, b.dgate) && same_bits(a.dweight, b.dweight));
+  }
 }
 
 TEST(RmsNorm, NoTokensChangeNothing) {
-  for (const Shape& shape : {Shape{2, 0, 2, 5}, Shape{0, 3, 2, 5}}) {
-    const Problem s({}, shape, true), before({}, shape, true);
-    s.forward(), s.backward();
-    EXPECT_TRUE(same_bits(s.dweight, before.dweight));
-  }
+  for (const Variant& variant : variants())
+    for (const Shape& shape : {Shape{2, 0, 2, 5}, Shape{0, 3, 2, 5}}) {
+      const Problem s(variant, shape, true), before(variant, shape, true);
+      s.forward(), s.backward();
+      EXPECT_TRUE(same_bits(s.dweight, before.dweight));
+    }
 }
 
 TEST(RmsNorm, BadArgumentsAreNamed) {

@@ -30,13 +30,15 @@ TEST(Rope, AgreesWithTheDefinition) {
 }
 
 TEST(Rope, InverseTurnsBackInPlace) {
-  Arrays arrays({});
-  const Array x = arrays.normal({2, 40, 2, 16}), y = arrays.poisoned({2, 40, 2, 16});
-  y.assign(x);
-  rope({y, y, 123, 10000, false}, {});
-  EXPECT_FALSE(near(y, [&](auto& at) { return get(x, at); }));
-  rope({y, y, 123, 10000, true}, {});
-  EXPECT_TRUE(near(y, [&](auto& at) { return get(x, at); }));
+  for (const Variant& variant : variants()) {
+    Arrays arrays(variant);
+    const Array x = arrays.normal({2, 40, 2, 16}), y = arrays.poisoned({2, 40, 2, 16});
+    y.assign(x);
+    rope({y, y, 123, 10000, false}, variant.stream);
+    EXPECT_FALSE(near(y, [&](auto& at) { return get(x, at); }));
+    rope({y, y, 123, 10000, true}, variant.stream);
+    EXPECT_TRUE(near(y, [&](auto& at) { return get(x, at); }));
+  }
 }
 
 TEST(Rope, InverseIsTheGradient) {
@@ -50,18 +52,22 @@ TEST(Rope, InverseIsTheGradient) {
   }));
 }
 
-TEST(Rope, ThreadsDoNotChangeBits) {
-  Arrays arrays({DType::f32, Layout::contiguous, {}});
-  const Array x = arrays.normal({2, 300, 4, 32}), a = arrays.poisoned(x->shape()),
-              b = arrays.poisoned(x->shape());
-  rope({x, a}, {Device::cpu, 1, nullptr});
-  rope({x, b}, {Device::cpu, 2, nullptr});
-  EXPECT_TRUE(same_bits(a, b));
+TEST(Rope, RepeatsHaveTheSameBits) {
+  for (const auto& [one, two] : repeats()) {
+    Arrays arrays(one);
+    const Array x = arrays.normal({2, 300, 4, 32}), a = arrays.poisoned(x->shape()),
+                b = arrays.poisoned(x->shape());
+    rope({x, a}, one.stream);
+    rope({x, b}, two.stream);
+    EXPECT_TRUE(same_bits(a, b));
+  }
 }
 
 TEST(Rope, NoTokensWork) {
-  const Array none({2, 0, 3, 8}, DType::f32);
-  rope({none, none}, {});
+  for (const Variant& variant : variants()) {
+    const Array none = Arrays(variant).poisoned({2, 0, 3, 8});
+    rope({none, none}, variant.stream);
+  }
 }
 
 TEST(Rope, BadArgumentsAreNamed) {

@@ -1,6 +1,7 @@
 #include "kernels/ssd.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "testing.h"
 
@@ -116,8 +117,8 @@ struct Problem {
   }
 };
 
-const std::vector<Sizes> kSizes = {
-    {2, 1, 1, 1, 1}, {1, 5, 3, 2, 4}, {2, 64, 1, 4, 3}, {1, 65, 2, 3, 5}, {1, 200, 1, 6, 2}};
+const std::vector<Sizes> kSizes = {{2, 1, 1, 1, 1},  {1, 5, 3, 2, 4},   {2, 64, 1, 4, 3},
+                                   {1, 65, 2, 3, 5}, {1, 200, 1, 6, 2}, {1, 70, 1, 128, 128}};
 
 TEST(SsdScan, AgreesWithTheRecurrence) {
   for (const Variant& variant : variants())
@@ -238,42 +239,104 @@ TEST(SsdSummary, GradientsAgreeWithFiniteDifferencesAndAdd) {
   }
 }
 
-TEST(Ssd, GradientsAgreeInEveryVariantAndHaveTheSameBitsOnTwoThreads) {
-  const Sizes z{2, 150, 3, 5, 4};
+/// Each output of `run` is near the reference's in every variant, and has the same bits again.
+void expect_agreement(const Sizes& z, const std::function<void(const Problem&)>& run,
+                      const std::vector<Array Problem::*>& outputs) {
   const Problem reference({}, z);
-  reference.scan_backward();
+  run(reference);
   for (DType dtype : {DType::f64, DType::f32})
-    for (Layout layout : {Layout::contiguous, Layout::strided}) {
-      const Problem one({dtype, layout, {Device::cpu, 1, nullptr}}, z),
-          two({dtype, layout, {Device::cpu, 2, nullptr}}, z);
-      one.scan(), one.scan_backward(), two.scan(), two.scan_backward();
-      const double allowed =
-          dtype == DType::f64 ? 1e-11 : 1e-4;  // sums of up to 300 products, each as large as its sum
-      for (auto member : {&Problem::dq, &Problem::dk, &Problem::dv, &Problem::ddt, &Problem::da_log,
-                          &Problem::dd_skip, &Problem::dstate_in}) {
-        EXPECT_TRUE(near(one.*member, allowed, [&](auto& at) { return get(reference.*member, at); }));
-        EXPECT_TRUE(same_bits(one.*member, two.*member));
+    for (Layout layout : {Layout::contiguous, Layout::strided})
+      for (const auto& [first, second] : repeats(dtype, layout)) {
+        const Problem one(first, z), two(second, z);
+        run(one), run(two);
+        // Sums of up to 300 products, each as large as its sum.
+        const double allowed = dtype == DType::f64 ? 1e-11 : 1e-4;
+        for (auto member : outputs) {
+          EXPECT_TRUE(near(one.*member, allowed, [&](auto& at) { return get(reference.*member, at); }));
+          EXPECT_TRUE(same_bits(one.*member, two.*member));
+        }
       }
-      EXPECT_TRUE(same_bits(one.y, two.y));
-    }
+}
+
+TEST(SsdScan, GradientsAgreeInEveryVariantAndHaveTheSameBitsAgain) {
+  for (const Sizes& z : {Sizes{2, 150, 3, 5, 4}, Sizes{1, 80, 1, 128, 128}, Sizes{1, 65, 1, 33, 70}})
+    expect_agreement(z, [](const Problem& s) { s.scan(), s.scan_backward(); },
+                     {&Problem::y, &Problem::state_out, &Problem::dq, &Problem::dk, &Problem::dv,
+                      &Problem::ddt, &Problem::da_log, &Problem::dd_skip, &Problem::dstate_in});
+}
+
+TEST(SsdSummary, GradientsAgreeInEveryVariantAndHaveTheSameBitsAgain) {
+  for (const Sizes& z : {Sizes{2, 150, 3, 5, 4}, Sizes{1, 80, 1, 128, 128}, Sizes{1, 65, 1, 33, 70}})
+    expect_agreement(z,
+                     [](const Problem& s) {
+                       Problem::clear({s.dk, s.dv, s.ddt});
+                       s.summary(), s.summary_backward();
+                     },
+                     {&Problem::state_out, &Problem::log_decay, &Problem::dk, &Problem::dv, &Problem::ddt,
+                      &Problem::da_log, &Problem::dstate_in});
+}
+
+TEST(Ssd, WhatIsOptionalMayBeAbsentInEveryVariant) {
+  const Sizes z{2, 70, 2, 3, 4};
+  const auto run = [](const Problem& s) {
+    Problem::clear({s.dk, s.dv, s.ddt});
+    ssd_summary_backward({.dstate_out = s.dstate_out,
+                          .k = s.k,
+                          .v = s.v,
+                          .dt = s.dt,
+                          .a_log = s.a_log,
+                          .dk = s.dk,
+                          .dv = s.dv,
+                          .ddt = s.ddt,
+                          .da_log = s.da_log},
+                         s.variant.stream);
+    ssd_summary({.k = s.k, .v = s.v, .dt = s.dt, .a_log = s.a_log, .state_out = s.state_out},
+                s.variant.stream);
+    ssd_scan({.q = s.q, .k = s.k, .v = s.v, .dt = s.dt, .a_log = s.a_log, .y = s.y}, s.variant.stream);
+  };
+  expect_agreement(
+      z, run,
+      {&Problem::dk, &Problem::dv, &Problem::ddt, &Problem::da_log, &Problem::state_out, &Problem::y});
+  const auto scan_backward = [](const Problem& s) {
+    ssd_scan_backward({.dy = s.dy,
+                       .q = s.q,
+                       .k = s.k,
+                       .v = s.v,
+                       .dt = s.dt,
+                       .a_log = s.a_log,
+                       .dq = s.dq,
+                       .dk = s.dk,
+                       .dv = s.dv,
+                       .ddt = s.ddt,
+                       .da_log = s.da_log},
+                      s.variant.stream);
+  };
+  expect_agreement(z, scan_backward,
+                   {&Problem::dq, &Problem::dk, &Problem::dv, &Problem::ddt, &Problem::da_log});
 }
 
 TEST(Ssd, StrongDecayOverManyTokensStaysFinite) {
-  const Problem s({DType::f32, Layout::contiguous, {}}, {1, 300, 1, 4, 4});
-  set(s.a_log, {0}, 8);  // A = -2981: a token's decay is as small as exp(-894)
-  s.scan(), s.scan_backward();
-  for (const Array& out : {s.y, s.state_out, s.dq, s.dk, s.dv, s.ddt, s.da_log, s.dstate_in})
-    for_each_index(out->shape(), [&](auto& at) { EXPECT_TRUE(std::isfinite(out(at))); });
+  for (const TestStream& stream : streams()) {
+    const Problem s({DType::f32, Layout::contiguous, stream}, {1, 300, 1, 4, 4});
+    set(s.a_log, {0}, 8);  // A = -2981: a token's decay is as small as exp(-894)
+    s.scan(), s.scan_backward();
+    for (const Array& out : {s.y, s.state_out, s.dq, s.dk, s.dv, s.ddt, s.da_log, s.dstate_in})
+      for_each_index(out->shape(), [&](auto& at) { EXPECT_TRUE(std::isfinite(out(at))); });
+  }
 }
 
 TEST(Ssd, NoTokensPassTheStateOn) {
-  const Problem s({}, {2, 0, 2, 3, 4});
-  s.scan();
-  EXPECT_TRUE(near(s.state_out, [&](auto& at) { return s.state_in(at); }));
-  s.scan_backward();
-  EXPECT_TRUE(near(s.dstate_in, [&](auto& at) { return s.dstate_out(at); }));
-  s.summary();
-  EXPECT_TRUE(near(s.state_out, [&](auto& at) { return s.state_in(at); }));
+  for (const Variant& variant : variants()) {
+    const Problem s(variant, {2, 0, 2, 3, 4});
+    s.scan();
+    EXPECT_TRUE(near(s.state_out, [&](auto& at) { return s.state_in(at); }));
+    s.scan_backward();
+    EXPECT_TRUE(near(s.dstate_in, [&](auto& at) { return s.dstate_out(at); }));
+    s.summary();
+    EXPECT_TRUE(near(s.state_out, [&](auto& at) { return s.state_in(at); }));
+    s.summary_backward();
+    EXPECT_TRUE(near(s.dstate_in, [&](auto& at) { return s.dstate_out(at); }));
+  }
 }
 
 TEST(Ssd, BadArgumentsAreNamed) {

@@ -10,8 +10,11 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
+#include "device_memory.h"
 #include "kernels/types.h"
 
 namespace transmamba::testing {
@@ -54,11 +57,15 @@ inline void for_each_index(const Shape& shape, const std::function<void(std::vec
 class Array {
  public:
   Array() = default;  // absent
-  Array(const Shape& shape, DType dtype, Layout layout = Layout::contiguous) {
+  Array(const Shape& shape, DType dtype, Layout layout = Layout::contiguous, Device device = Device::cpu) {
     Shape whole = shape;
     for (int i = 0; layout == Layout::strided && i < shape.rank(); ++i) whole[i] += 2;
-    memory_ = std::make_shared<std::vector<double>>(static_cast<std::size_t>(whole.numel() + 1));
-    whole_ = view_ = View(reinterpret_cast<std::byte*>(memory_->data()), dtype, whole);
+    bytes_ = static_cast<std::size_t>((whole.numel() + 1) * size_of(dtype));
+    memory_ = device == Device::cuda ? gpu_visible_memory(bytes_)
+                                     : std::shared_ptr<std::byte>(new std::byte[bytes_],
+                                                                  [](std::byte* memory) { delete[] memory; });
+    std::memset(memory_.get(), 0, bytes_);
+    whole_ = view_ = View(memory_.get(), dtype, whole);
     for (int i = 0; layout == Layout::strided && i < shape.rank(); ++i)
       view_ = view_.slice(i, 1, 1 + shape[i]);
     fill_poison(whole_);
@@ -73,7 +80,7 @@ class Array {
     for_each_index(view_.shape(), [&](auto& at) { set(view_, at, get(other, at)); });
   }
   /// Every bit of the memory, neighbours included.
-  std::vector<double> bytes() const { return *memory_; }
+  std::string_view bytes() const { return {reinterpret_cast<const char*>(memory_.get()), bytes_}; }
   /// Whether everything outside the view is still poison.
   bool neighbours_untouched() const {
     Array copy(view_.shape(), view_.dtype());
@@ -93,21 +100,53 @@ class Array {
     const double poison = x.dtype() == DType::i32 ? -1 : std::numeric_limits<double>::quiet_NaN();
     for_each_index(x.shape(), [&](auto& at) { set(x, at, poison); });
   }
-  std::shared_ptr<std::vector<double>> memory_;
+  std::shared_ptr<std::byte> memory_;
+  std::size_t bytes_ = 0;
   View whole_, view_;
+};
+
+/// A stream that a call has finished with when it returns: each argument made from it waits when it is
+/// destroyed.
+struct TestStream {
+  Device device = Device::cpu;
+  int threads = 1;
+
+  struct Argument : Stream {
+    explicit Argument(const Stream& stream) : Stream(stream) {}
+    Argument(const Argument&) = delete;
+    ~Argument() {
+      if (device == Device::cuda) wait_for_gpu();
+    }
+  };
+  operator Argument() const { return Argument({device, threads, nullptr}); }  // NOLINT
 };
 
 /// One way to run a kernel.
 struct Variant {
   DType dtype = DType::f64;
   Layout layout = Layout::contiguous;
-  Stream stream;
+  TestStream stream;
 };
+/// Every backend that can run here, the CPU's first.
+inline std::vector<TestStream> streams(std::vector<int> cpu_threads = {1}) {
+  std::vector<TestStream> all;
+  for (int threads : cpu_threads) all.push_back({Device::cpu, threads});
+  if (has_gpu()) all.push_back({Device::cuda});
+  return all;
+}
 inline std::vector<Variant> variants() {
   std::vector<Variant> all;
   for (DType dtype : {DType::f64, DType::f32})
     for (Layout layout : {Layout::contiguous, Layout::strided})
-      for (int threads : {1, 2}) all.push_back({dtype, layout, Stream{Device::cpu, threads, nullptr}});
+      for (const TestStream& stream : streams({1, 2})) all.push_back({dtype, layout, stream});
+  return all;
+}
+/// Two runs that must give the same bits: on one thread and on two, and on a GPU twice.
+inline std::vector<std::pair<Variant, Variant>> repeats(DType dtype = DType::f32,
+                                                        Layout layout = Layout::contiguous) {
+  std::vector<std::pair<Variant, Variant>> all;
+  for (const TestStream& stream : streams())
+    all.push_back({{dtype, layout, stream}, {dtype, layout, {stream.device, 2}}});
   return all;
 }
 
@@ -115,7 +154,10 @@ inline std::vector<Variant> variants() {
 class Arrays {
  public:
   explicit Arrays(const Variant& variant, unsigned seed = 1) : variant_(variant), generator_(seed) {}
-  Array poisoned(const Shape& shape) { return Array(shape, variant_.dtype, variant_.layout); }
+  Array poisoned(const Shape& shape) { return make(shape, variant_.dtype, variant_.layout); }
+  /// Contiguous in every variant, and of any type.
+  Array dense(const Shape& shape) { return make(shape, variant_.dtype, Layout::contiguous); }
+  Array dense(const Shape& shape, DType dtype) { return make(shape, dtype, Layout::contiguous); }
   Array normal(const Shape& shape, double scale = 1) {
     Array out = poisoned(shape);
     std::normal_distribution<double> distribution(0, scale);
@@ -129,13 +171,16 @@ class Arrays {
     return out;
   }
   Array tokens(const Shape& shape, int vocab) {
-    Array out(shape, DType::i32, variant_.layout);
+    Array out = make(shape, DType::i32, variant_.layout);
     std::uniform_int_distribution<int> distribution(0, vocab - 1);
     for_each_index(shape, [&](auto& at) { set(out, at, distribution(generator_)); });
     return out;
   }
 
  private:
+  Array make(const Shape& shape, DType dtype, Layout layout) const {
+    return Array(shape, dtype, layout, variant_.stream.device);
+  }
   Variant variant_;
   std::mt19937 generator_;
 };
@@ -163,10 +208,7 @@ inline ::testing::AssertionResult near(const Array& actual, const Expected& expe
   return near(actual, tolerance(actual->dtype()), expected);
 }
 
-inline bool same_bits(const Array& a, const Array& b) {
-  const auto x = a.bytes(), y = b.bytes();
-  return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * sizeof(double)) == 0;
-}
+inline bool same_bits(const Array& a, const Array& b) { return a.bytes() == b.bytes(); }
 
 /// sum over i of y_i direction_i: a scalar whose gradient with respect to y is `direction`.
 inline double dot(const ConstView& y, const ConstView& direction) {

@@ -68,7 +68,7 @@ TEST(Elementwise, FillCopyAndAddWorkOnEveryShapeAndLayout) {
   for (const Variant& variant : variants())
     for (const Shape& shape : shapes()) {
       Arrays arrays(variant);
-      const Array x = arrays.normal(shape), y = arrays.poisoned(shape), dense(shape, variant.dtype);
+      const Array x = arrays.normal(shape), y = arrays.poisoned(shape), dense = arrays.dense(shape);
       fill({1.5, y}, variant.stream);
       EXPECT_TRUE(near(y, 0, [](auto&) { return 1.5; })) << to_string(shape);
       add({x, y}, variant.stream);
@@ -85,18 +85,21 @@ TEST(Sum, AgreesWithTheDefinitionAndAdds) {
   for (DType dtype : {DType::f64, DType::f32})
     for (const Shape& shape : shapes())
       for (bool squares : {false, true}) {
-        Arrays arrays({dtype, Layout::contiguous, {}});
-        const Array x = arrays.normal(shape);
-        double expected = 10;
-        for_each_index(shape, [&](auto& at) { expected += squares ? std::pow(get(x, at), 2) : get(x, at); });
-        std::vector<Array> results;
-        for (int threads : {1, 2}) {
-          results.emplace_back(Shape{1}, DType::f64);
-          set(results.back(), {0}, 10);
-          sum({x, squares, results.back()}, {Device::cpu, threads, nullptr});
-          EXPECT_TRUE(near(results.back(), [&](auto&) { return expected; })) << to_string(shape);
+        for (const auto& [one, two] : repeats(dtype)) {
+          Arrays arrays(one);
+          const Array x = arrays.normal(shape);
+          double expected = 10;
+          for_each_index(shape,
+                         [&](auto& at) { expected += squares ? std::pow(get(x, at), 2) : get(x, at); });
+          std::vector<Array> results;
+          for (const TestStream& stream : {one.stream, two.stream}) {
+            results.push_back(arrays.dense({1}, DType::f64));
+            set(results.back(), {0}, 10);
+            sum({x, squares, results.back()}, stream);
+            EXPECT_TRUE(near(results.back(), [&](auto&) { return expected; })) << to_string(shape);
+          }
+          EXPECT_TRUE(same_bits(results[0], results[1]));
         }
-        EXPECT_TRUE(same_bits(results[0], results[1]));
       }
 }
 

@@ -107,15 +107,18 @@ TEST(CrossEntropy, GradientsAgreeWithFiniteDifferences) {
 }
 
 TEST(CrossEntropy, GradientMayWriteOverTheLogits) {
-  const Tokens a({}, {2, 5, 33}, 1), b({}, {2, 5, 33}, 1);
-  a.forward(), a.backward(1);
-  cross_entropy_backward({b.logits, b.targets, a.lse, 1, b.logits}, {});
-  EXPECT_TRUE(same_bits(a.dlogits, b.logits));
+  for (const TestStream& stream : streams()) {
+    const Variant variant{DType::f64, Layout::contiguous, stream};
+    const Tokens a(variant, {2, 5, 333}, 1), b(variant, {2, 5, 333}, 1);
+    a.forward(), a.backward(1);
+    cross_entropy_backward({b.logits, b.targets, a.lse, 1, b.logits}, stream);
+    EXPECT_TRUE(same_bits(a.dlogits, b.logits));
+  }
 }
 
 TEST(CrossEntropy, MaskedLogitsGetNoGradientAndNanShows) {
-  for (DType dtype : {DType::f64, DType::f32}) {
-    const Tokens s({dtype, Layout::contiguous, {}}, {1, 2, 40}, 1);
+  for (const Variant& variant : variants()) {
+    const Tokens s(variant, {1, 2, 40}, 1);
     set(s.targets, {0, 0}, 1), set(s.targets, {0, 1}, 1);
     for (std::int64_t k = 20; k < 40; ++k) set(s.logits, {0, 0, k}, -INFINITY);
     set(s.logits, {0, 1, 7}, NAN);
@@ -127,12 +130,12 @@ TEST(CrossEntropy, MaskedLogitsGetNoGradientAndNanShows) {
   }
 }
 
-TEST(CrossEntropy, ThreadsDoNotChangeBits) {
-  Variant one{DType::f32, Layout::contiguous, {}}, two = one;
-  two.stream.threads = 2;
-  const Tokens a(one, {2, 50, 1000}, 1), b(two, {2, 50, 1000}, 1);
-  a.forward(), b.forward(), a.backward(1), b.backward(1);
-  EXPECT_TRUE(same_bits(a.loss, b.loss) && same_bits(a.lse, b.lse) && same_bits(a.dlogits, b.dlogits));
+TEST(CrossEntropy, RepeatsHaveTheSameBits) {
+  for (const auto& [one, two] : repeats()) {
+    const Tokens a(one, {2, 50, 1000}, 1), b(two, {2, 50, 1000}, 1);
+    a.forward(), b.forward(), a.backward(1), b.backward(1);
+    EXPECT_TRUE(same_bits(a.loss, b.loss) && same_bits(a.lse, b.lse) && same_bits(a.dlogits, b.dlogits));
+  }
 }
 
 TEST(CrossEntropy, ATargetOutsideTheVocabularyIsNamedWithItsPlace) {
@@ -142,12 +145,52 @@ TEST(CrossEntropy, ATargetOutsideTheVocabularyIsNamedWithItsPlace) {
   EXPECT_TRUE(fails_naming([&] { s.backward(1); }, {"[cross_entropy_backward]", "targets", "(1, 3)"}));
 }
 
+TEST(Vocabulary, OnAGpuWhatIsOutsideTheVocabularyGivesNanAndNothingElseDoes) {
+  if (!has_gpu()) return;
+  const Variant gpu{DType::f64, Layout::strided, {Device::cuda}};
+  for (int bad : {-5, 33, 2000000000}) {
+    const Tokens s(gpu, {2, 5, 33}, 1);
+    set(s.targets, {1, 3}, bad);
+    const auto is_bad = [](auto& at) { return at[0] == 1 && at[1] == 3; };
+    s.forward(), s.backward(1);
+    for_each_index(s.loss->shape(), [&](auto& at) { EXPECT_EQ(std::isnan(s.loss(at)), is_bad(at)); });
+    for_each_index(s.dlogits->shape(), [&](auto& at) { EXPECT_EQ(std::isnan(s.dlogits(at)), is_bad(at)); });
+
+    Arrays arrays(gpu);
+    const Array weight = arrays.normal({33, 3}), y = arrays.poisoned({2, 5, 3}),
+                dy = arrays.normal({2, 5, 3});
+    embedding({s.targets, weight, y}, gpu.stream);
+    for_each_index(y->shape(), [&](auto& at) { EXPECT_EQ(std::isnan(y(at)), is_bad(at)); });
+    embedding_backward({dy, s.targets, weight}, gpu.stream);
+    const std::int64_t nearest = bad < 0 ? 0 : 32;
+    for_each_index(weight->shape(), [&](auto& at) { EXPECT_EQ(std::isnan(weight(at)), at[0] == nearest); });
+  }
+}
+
+TEST(Embedding, RepeatsHaveTheSameBits) {
+  for (const auto& [one, two] : repeats()) {
+    const auto gradient = [](const Variant& variant) {
+      Arrays arrays(variant);
+      const Array dy = arrays.normal({3, 200, 300}), tokens = arrays.tokens({3, 200}, 20),
+                  dweight = arrays.normal({20, 300});
+      embedding_backward({dy, tokens, dweight}, variant.stream);
+      return dweight;
+    };
+    EXPECT_TRUE(same_bits(gradient(one), gradient(two)));
+    EXPECT_TRUE(
+        same_bits(gradient({DType::f32, Layout::contiguous, {}}), gradient(two)));  // order is contract
+  }
+}
+
 TEST(Vocabulary, NoTokensWork) {
-  const Tokens none({}, {2, 0, 33}, 1);
-  none.forward(), none.backward(1);
-  const Array weight({11, 3}, DType::f64), y({2, 0, 3}, DType::f64);
-  embedding({none.targets, weight, y}, {});
-  embedding_backward({y, none.targets, weight}, {});
+  for (const Variant& variant : variants()) {
+    const Tokens none(variant, {2, 0, 33}, 1);
+    none.forward(), none.backward(1);
+    Arrays arrays(variant);
+    const Array weight = arrays.poisoned({11, 3}), y = arrays.poisoned({2, 0, 3});
+    embedding({none.targets, weight, y}, variant.stream);
+    embedding_backward({y, none.targets, weight}, variant.stream);
+  }
 }
 
 TEST(Vocabulary, BadArgumentsAreNamed) {
