@@ -25,6 +25,7 @@ Trainer::Trainer(Config config, Session& session) : config_(std::move(config)), 
                                    session_.context());
   optimizer_ = std::make_unique<Optimizer>(config_.optimizer, model_->parameters(), session_.context());
   resume();
+  prepare_to_save();
   std::filesystem::path metrics = config_.log.metrics;
   if (metrics.empty() && !config_.checkpoint.path.empty())
     metrics = config_.checkpoint.path / "metrics.jsonl";
@@ -58,6 +59,7 @@ void Trainer::open_data() {
   if (data_.validation) data_.validation->limit_vocab(ours);
   order_.emplace(data_.training->size(), config_.train.seq_len,
                  static_cast<std::uint64_t>(config_.train.seed));
+  if (data_.validation) validation_order();  // throws now, and not at the first validation
 }
 
 void Trainer::resume() {
@@ -67,31 +69,50 @@ void Trainer::resume() {
       std::optional<Checkpoint> found;
       try {
         found.emplace(folder);
+        // One that is whole but does not fit is the user's mistake; a damaged one has an older neighbour.
+        check_fits(*found);
         take_over(*found);
         return;
       } catch (const Error& error) {
-        // One that is whole but of another model is the user's mistake; a damaged one has an older neighbour.
-        if (found) check_same_model(found->config().model, config_.model, folder.string());
+        if (found) check_fits(*found);
         fmt::print(stderr, "warning: {} is passed over: {}\n", folder.string(), error.what());
       }
     }
+    // A damaged one may have left some of its moments.
+    optimizer_ = std::make_unique<Optimizer>(config_.optimizer, model_->parameters(), session_.context());
   } else if (c.resume != "none") {
-    take_over(Checkpoint(c.resume));
+    const Checkpoint checkpoint(c.resume);
+    check_fits(checkpoint);
+    take_over(checkpoint);
     return;
   }
   model_->parameters().initialise(config_.train.seed);
 }
 
-void Trainer::take_over(const Checkpoint& checkpoint) {
+void Trainer::check_fits(const Checkpoint& checkpoint) const {
   check_same_model(checkpoint.config().model, config_.model, checkpoint.folder().string());
   const std::int64_t seed = checkpoint.config().train.seed;
   check(seed == config_.train.seed, "checkpoint",
         "{}: train.seed is {} there and {} here: the order of the data would change",
         checkpoint.folder().string(), seed, config_.train.seed);
+}
+
+void Trainer::take_over(const Checkpoint& checkpoint) {
   checkpoint.load_parameters(model_->parameters());
   checkpoint.load_optimizer(model_->parameters(), *optimizer_);
   state_ = checkpoint.state();
   fmt::print("resumed from {} after step {}\n", checkpoint.folder().string(), state_.step);
+}
+
+void Trainer::prepare_to_save() const {
+  const CheckpointConfig& c = config_.checkpoint;
+  if (c.path.empty()) return;
+  prepare_checkpoints(c);
+  if (const auto later = list_checkpoints(c.path, state_.step); !later.empty())
+    fmt::print(stderr,
+               "warning: this run starts after step {}, but {} is there: the first checkpoint that is saved "
+               "sets it, and any other after that step, aside as *.old\n",
+               state_.step, later[0].string());
 }
 
 void Trainer::print_start() {
@@ -119,8 +140,12 @@ Batch Trainer::batch(const TokenDataset& data, const SampleOrder& order, std::in
   return batch;
 }
 
+SampleOrder Trainer::validation_order() const {
+  return SampleOrder::sequential(data_.validation->size(), config_.train.seq_len);
+}
+
 double Trainer::validate() const {
-  const SampleOrder order = SampleOrder::sequential(data_.validation->size(), config_.train.seq_len);
+  const SampleOrder order = validation_order();
   const std::int64_t sequences = std::min(config_.train.validate_sequences, order.samples_per_epoch());
   double loss = 0;
   for (std::int64_t first = 0; first < sequences; first += config_.train.micro_batch) {
