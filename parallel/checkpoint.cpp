@@ -6,6 +6,8 @@
 #include <array>
 #include <charconv>
 #include <cstdio>
+#include <fstream>
+#include <iterator>
 #include <system_error>
 
 #include "core/config_keys.h"
@@ -57,6 +59,44 @@ void write_index(const fs::path& path, const TrainState& state, const Config& co
     file.write("tokenizer_model", std::vector<std::uint8_t>(tokenizer.model.begin(), tokenizer.model.end()));
   file.set_attribute("shards", std::int64_t{1});
   file.close();
+}
+
+/// The line that POSIX `cksum index.h5` prints: CRC-32 of the bytes and then of their number, and the number.
+std::string cksum_line(const fs::path& index) {
+  std::ifstream in(index, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(in), {}};
+  std::uint32_t crc = 0;
+  const auto add = [&](unsigned char byte) {
+    crc ^= static_cast<std::uint32_t>(byte) << 24;
+    for (int bit = 0; bit < 8; ++bit) crc = crc >> 31 ? crc << 1 ^ 0x04C11DB7U : crc << 1;
+  };
+  for (const char byte : bytes) add(static_cast<unsigned char>(byte));
+  for (std::size_t n = bytes.size(); n > 0; n >>= 8) add(static_cast<unsigned char>(n & 0xFF));
+  return fmt::format("{} {} {}\n", ~crc, bytes.size(), index.filename().string());
+}
+
+void write_cksum(const fs::path& folder) {
+  const fs::path path = folder / "index.cksum";
+  std::ofstream out(path, std::ios::binary);
+  out << cksum_line(folder / "index.h5");
+  out.close();
+  check(!out.fail(), kWhere, "{}: cannot be written", path.string());
+  sync_to_disk(path);
+}
+
+/// The HDF5 library may crash on a damaged list of virtual sources, the one thing in its files without a
+/// checksum that counts. So the index is only opened when all of it is as it was written.
+Hdf5File open_index(const fs::path& folder) {
+  const fs::path path = folder / "index.h5";
+  std::ifstream cksum(folder / "index.cksum", std::ios::binary);
+  const std::string expected{std::istreambuf_iterator<char>(cksum), {}};
+  char signature[8] = {};
+  std::ifstream(path, std::ios::binary).read(signature, sizeof signature);
+  const bool is_hdf5 = std::string_view(signature, sizeof signature) == "\x89HDF\r\n\x1a\n";
+  if (const std::string got = is_hdf5 && cksum.is_open() ? cksum_line(path) : expected; got != expected)
+    fail(kWhere, "{}: damaged: index.cksum has \"{}\", expected \"{}\" (checksum, bytes)", path.string(),
+         expected.substr(0, expected.find('\n')), got.substr(0, got.size() - 1));
+  return Hdf5File::open(path);
 }
 
 /// What is in a folder; nothing where it cannot be read.
@@ -137,6 +177,7 @@ void save_checkpoint(const CheckpointConfig& where, const TrainState& state, con
     fs::create_directory(aside);
     write_shard(aside / shard_name(0), store, optimizer);
     write_index(aside / "index.h5", state, config, tokenizer, store);
+    write_cksum(aside);
     sync_to_disk(aside);
     set_aside_later_ones(where.path, state.step);
     put_in_place(aside, folder);
@@ -176,7 +217,7 @@ Checkpoint::Checkpoint(const fs::path& folder)
         check(fs::exists(folder / "index.h5"), kWhere, "{}: not a whole checkpoint: index.h5 is missing{}",
               folder.string(),
               list_checkpoints(folder).empty() ? "" : "; name one of the step_ folders in it");
-        return Hdf5File::open(folder / "index.h5");
+        return open_index(folder);
       }()) {
   check(index_.has_attribute("format_version"), kWhere, "{}: index.h5 is not the index of a checkpoint",
         folder.string());

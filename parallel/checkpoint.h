@@ -1,7 +1,8 @@
 // Checkpoints: a folder a step, in HDF5, readable by any HDF5 tool.
 //
 //   <root>/step_00000100/index.h5        every tensor at its global shape: virtual datasets over the shards
-//   <root>/step_00000100/shard_00000.h5  what one rank holds
+//   <root>/step_00000100/index.cksum     what `cksum index.h5` prints there; checked where it is present
+//   <root>/step_00000100/shard_00000.h5  what one rank holds, each chunk with its own checksum
 //
 // Datasets: params/<name>, optimizer/m/<name>, optimizer/v/<name>, with the reference's parameter names.
 // Attributes of the index: format_version, step, consumed_sequences, seed, rng, config (INI), tokenizer,

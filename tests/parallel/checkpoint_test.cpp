@@ -89,7 +89,7 @@ TEST_F(CheckpointTest, ReplacesTheSameStep) {
   spill(step(5) / "notes.txt", "of the first");
   second.save(folder.path(), 5, 1);
   EXPECT_THAT(names_in(folder.path()), ElementsAre("step_00000005"));
-  EXPECT_THAT(names_in(step(5)), ElementsAre("index.h5", "shard_00000.h5"));
+  EXPECT_THAT(names_in(step(5)), ElementsAre("index.cksum", "index.h5", "shard_00000.h5"));
   SmallRun loaded(0);
   loaded.load(step(5));
   EXPECT_EQ(loaded.bits(), second.bits());
@@ -160,10 +160,12 @@ TEST_F(CheckpointTest, NamesTheFileThatIsTruncatedOrForeign) {
   }
   spill(shard, shard_bytes);
   spill(index, index_bytes.substr(0, index_bytes.size() - 7));
-  EXPECT_THAT(loading(step(1)), AllOf(HasSubstr(index.string()), HasSubstr("truncated")));
+  EXPECT_THAT(loading(step(1)), AllOf(HasSubstr(index.string()), HasSubstr("damaged")));
   spill(index, "a text that somebody put here, longer than a signature");
   EXPECT_THAT(loading(step(1)), AllOf(HasSubstr(index.string()), HasSubstr("not an HDF5 file")));
   spill(index, shard_bytes);  // HDF5, but no index
+  EXPECT_THAT(loading(step(1)), AllOf(HasSubstr(index.string()), HasSubstr("damaged")));
+  fs::remove(step(1) / "index.cksum");
   EXPECT_THAT(loading(step(1)),
               AllOf(HasSubstr(step(1).string()), HasSubstr("not the index of a checkpoint")));
 }
@@ -220,6 +222,7 @@ TEST_F(CheckpointTest, NamesAnotherFormatVersion) {
   Hdf5File index = Hdf5File::create(step(1) / "index.h5");
   index.set_attribute("format_version", std::int64_t{99});
   index.close();
+  fs::remove(step(1) / "index.cksum");
   EXPECT_THAT(loading(step(1)),
               AllOf(HasSubstr(step(1).string()), HasSubstr("format version: expected 1, got 99")));
 }
