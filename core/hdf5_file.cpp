@@ -124,7 +124,8 @@ Hdf5File Hdf5File::open(const std::filesystem::path& path) {
   check(std::filesystem::exists(status), "hdf5", "{}: no such file", name);
   check(std::filesystem::is_regular_file(status), "hdf5", "{}: expected an HDF5 file, got a folder or device",
         name);
-  check(::access(path.c_str(), R_OK) == 0, "hdf5", "{}: cannot be read: {}", name, std::strerror(errno));
+  const bool readable = ::access(path.c_str(), R_OK) == 0;  // before errno is read
+  check(readable, "hdf5", "{}: cannot be read: {}", name, std::strerror(errno));
   check(std::filesystem::file_size(path, error) > 0, "hdf5", "{}: truncated: the file is empty", name);
   check(starts_like_hdf5(path), "hdf5", "{}: not an HDF5 file (its first bytes are others)", name);
 

@@ -25,11 +25,12 @@ Trainer::Trainer(Config config, Session& session) : config_(std::move(config)), 
                                    session_.context());
   optimizer_ = std::make_unique<Optimizer>(config_.optimizer, model_->parameters(), session_.context());
   resume();
-  prepare_to_save();
+  if (!config_.checkpoint.path.empty()) prepare_checkpoints(config_.checkpoint);
   std::filesystem::path metrics = config_.log.metrics;
   if (metrics.empty() && !config_.checkpoint.path.empty())
     metrics = config_.checkpoint.path / "metrics.jsonl";
   log_ = std::make_unique<MetricsLog>(metrics, state_.step, config_.log.every);
+  if (!config_.checkpoint.path.empty()) warn_of_later_checkpoints();
   print_start();
 }
 
@@ -57,9 +58,14 @@ void Trainer::open_data() {
         config_.train.validate_every);
   data_.training->limit_vocab(ours);
   if (data_.validation) data_.validation->limit_vocab(ours);
+  for (const TokenDataset* data : {data_.training.get(), data_.validation.get()})
+    check(
+        data == nullptr || data->size() > config_.train.seq_len, "data",
+        "{}: expected at least the {} tokens of one sample of train.seq_len = {} and its last target, got {}",
+        data == nullptr ? "" : data->path().string(), config_.train.seq_len + 1, config_.train.seq_len,
+        data == nullptr ? 0 : data->size());
   order_.emplace(data_.training->size(), config_.train.seq_len,
                  static_cast<std::uint64_t>(config_.train.seed));
-  if (data_.validation) validation_order();  // throws now, and not at the first validation
 }
 
 void Trainer::resume() {
@@ -104,11 +110,9 @@ void Trainer::take_over(const Checkpoint& checkpoint) {
   fmt::print("resumed from {} after step {}\n", checkpoint.folder().string(), state_.step);
 }
 
-void Trainer::prepare_to_save() const {
-  const CheckpointConfig& c = config_.checkpoint;
-  if (c.path.empty()) return;
-  prepare_checkpoints(c);
-  if (const auto later = list_checkpoints(c.path, state_.step); !later.empty())
+void Trainer::warn_of_later_checkpoints() const {
+  const auto later = list_checkpoints(config_.checkpoint.path, state_.step);
+  if (!later.empty())
     fmt::print(stderr,
                "warning: this run starts after step {}, but {} is there: the first checkpoint that is saved "
                "sets it, and any other after that step, aside as *.old\n",
@@ -140,12 +144,8 @@ Batch Trainer::batch(const TokenDataset& data, const SampleOrder& order, std::in
   return batch;
 }
 
-SampleOrder Trainer::validation_order() const {
-  return SampleOrder::sequential(data_.validation->size(), config_.train.seq_len);
-}
-
 double Trainer::validate() const {
-  const SampleOrder order = validation_order();
+  const SampleOrder order = SampleOrder::sequential(data_.validation->size(), config_.train.seq_len);
   const std::int64_t sequences = std::min(config_.train.validate_sequences, order.samples_per_epoch());
   double loss = 0;
   for (std::int64_t first = 0; first < sequences; first += config_.train.micro_batch) {

@@ -37,11 +37,10 @@ class Trainer {
   void resume();
   void check_fits(const Checkpoint& checkpoint) const;
   void take_over(const Checkpoint& checkpoint);
-  void prepare_to_save() const;
+  void warn_of_later_checkpoints() const;
   void print_start();
   Batch batch(const TokenDataset& data, const SampleOrder& order, std::int64_t first,
               std::int64_t count) const;
-  SampleOrder validation_order() const;
   double validate() const;
   void save();
 

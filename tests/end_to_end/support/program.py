@@ -51,11 +51,11 @@ def clean_scratch():
     os.chdir(SCRATCH)
 
 
-def run(*words, timeout=60, **how):
-    """The program with these words; a CompletedProcess with text."""
+def run(*words, timeout=60, prefix=(), **how):
+    """The program with these words; a CompletedProcess with text. `prefix` is a command that runs it."""
     words = [str(word) for word in words]
     try:
-        return subprocess.run([PROGRAM, *words], capture_output=True, text=True, timeout=timeout, **how)
+        return subprocess.run([*prefix, PROGRAM, *words], capture_output=True, text=True, timeout=timeout, **how)
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(words, -1, "", f"took more than {timeout} s")
 
