@@ -232,8 +232,9 @@ TEST_F(CheckpointTest, AFullDiskLeavesTheLastGoodOne) {
   good.save(folder.path(), 1);
   const auto size = static_cast<rlim_t>(fs::file_size(step(1) / "shard_00000.h5"));
   // In the shard's data, at its very end, and (the same step again) with a good one of that name there.
-  for (const auto& [limit, number] :
-       {std::pair{size / 2, 2}, {size - 1, 2}, {rlim_t{100}, 2}, {size / 2, 1}}) {
+  for (const auto& disk : {std::pair{size / 2, 2}, {size - 1, 2}, {rlim_t{100}, 2}, {size / 2, 1}}) {
+    const auto limit = disk.first;
+    const int number = disk.second;
     const auto on_a_small_disk = [&] {
       std::signal(SIGXFSZ, SIG_IGN);
       const rlimit files{limit, limit};
