@@ -22,8 +22,8 @@ void sync_to_disk(const std::filesystem::path& path) {
 }
 
 void durable_rename(const std::filesystem::path& from, const std::filesystem::path& to) {
-  check(std::rename(from.c_str(), to.c_str()) == 0, "rename", "{} to {}: {}", from.string(), to.string(),
-        std::strerror(errno));
+  const bool renamed = std::rename(from.c_str(), to.c_str()) == 0;  // before errno is read
+  check(renamed, "rename", "{} to {}: {}", from.string(), to.string(), std::strerror(errno));
   sync_to_disk(to.has_parent_path() ? to.parent_path() : std::filesystem::path("."));
 }
 

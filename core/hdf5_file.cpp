@@ -124,7 +124,8 @@ Hdf5File Hdf5File::open(const std::filesystem::path& path) {
   check(std::filesystem::exists(status), "hdf5", "{}: no such file", name);
   check(std::filesystem::is_regular_file(status), "hdf5", "{}: expected an HDF5 file, got a folder or device",
         name);
-  check(::access(path.c_str(), R_OK) == 0, "hdf5", "{}: cannot be read: {}", name, std::strerror(errno));
+  const bool readable = ::access(path.c_str(), R_OK) == 0;  // before errno is read
+  check(readable, "hdf5", "{}: cannot be read: {}", name, std::strerror(errno));
   check(std::filesystem::file_size(path, error) > 0, "hdf5", "{}: truncated: the file is empty", name);
   check(starts_like_hdf5(path), "hdf5", "{}: not an HDF5 file (its first bytes are others)", name);
 
@@ -198,19 +199,22 @@ bool Hdf5File::has(const std::string& name) const {
 
 namespace {
 
+/// Names of a group's links. Not by index: on a damaged group HDF5 1.10 then frees what it never allocated.
+std::vector<std::string> links_of(const Hdf5File::Impl& impl, hid_t group, const std::string& prefix) {
+  std::vector<std::string> names;
+  const auto add = [](hid_t, const char* name, const auto*, void* to) -> herr_t {
+    static_cast<std::vector<std::string>*>(to)->emplace_back(name);
+    return 0;
+  };
+  impl.must(H5Literate(group, H5_INDEX_NAME, H5_ITER_NATIVE, nullptr, add, &names), prefix,
+            "cannot be listed");
+  return names;
+}
+
 void collect(const Hdf5File::Impl& impl, hid_t group, const std::string& prefix, int depth,
              std::vector<std::string>& names) {
   check(depth < 64, "hdf5", "{}: {}: groups nested deeper than 64", impl.path.string(), prefix);
-  H5G_info_t info{};
-  impl.must(H5Gget_info(group, &info), prefix, "cannot be listed");
-  for (hsize_t i = 0; i < info.nlinks; ++i) {
-    const auto link = [&](char* to, std::size_t size) {
-      const ssize_t n = H5Lget_name_by_idx(group, ".", H5_INDEX_NAME, H5_ITER_INC, i, to, size, H5P_DEFAULT);
-      if (n < 0) impl.raise(prefix, "cannot be listed");
-      return static_cast<std::size_t>(n);
-    };
-    std::string name(link(nullptr, 0), '\0');
-    link(name.data(), name.size() + 1);
+  for (const std::string& name : links_of(impl, group, prefix)) {
     if (H5Oexists_by_name(group, name.c_str(), H5P_DEFAULT) <= 0) continue;  // a link to nothing
     const std::string full = prefix.empty() ? name : prefix + "/" + name;
     const Handle child =

@@ -13,15 +13,25 @@
 namespace transmamba {
 namespace {
 
-/// The lines of steps up to `last`; a torn last line is dropped.
-std::string lines_until(const std::filesystem::path& path, std::int64_t last) {
-  std::ifstream in(path);
-  std::string kept;
-  for (std::string line; std::getline(in, line);) {
+/// Where the lines of steps up to `last` end. What follows is of later steps, or torn.
+std::int64_t end_of_lines_until(const std::filesystem::path& path, std::int64_t last) {
+  std::ifstream in(path, std::ios::binary);
+  std::int64_t end = 0;
+  for (std::string line; std::getline(in, line) && !in.eof();) {  // a line without its end is torn
     const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (json.is_object() && json.value("step", last + 1) <= last) kept += line + "\n";
+    if (!json.is_object() || !json.contains("step")) continue;
+    const auto& step = json["step"];
+    if (step.is_number_integer() && step.get<std::int64_t>() <= last) end = in.tellg();
   }
-  return kept;
+  return end;
+}
+
+/// Cut in place, so that a crash leaves the old lines or the new: losses of a long run have no second copy.
+void cut_after(const std::filesystem::path& path, std::int64_t step) {
+  if (!std::filesystem::is_regular_file(path)) return;
+  std::error_code error;
+  std::filesystem::resize_file(path, static_cast<std::uintmax_t>(end_of_lines_until(path, step)), error);
+  check(!error, "metrics", "{}: cannot write: {}", path.string(), error.message());
 }
 
 }  // namespace
@@ -49,14 +59,13 @@ std::string format_line(const StepMetrics& m) {
 MetricsLog::MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every)
     : path_(std::move(jsonl)), every_(every), terminal_(isatty(STDOUT_FILENO) != 0) {
   if (path_.empty()) return;
-  const std::string kept = resumed_step > 0 ? lines_until(path_, resumed_step) : "";
+  if (resumed_step > 0) cut_after(path_, resumed_step);
   if (path_.has_parent_path()) {
     std::error_code ignored;  // the open below says what is wrong
     std::filesystem::create_directories(path_.parent_path(), ignored);
   }
-  file_ = std::fopen(path_.c_str(), "w");
+  file_ = std::fopen(path_.c_str(), resumed_step > 0 ? "a" : "w");
   check(file_ != nullptr, "metrics", "{}: cannot write: {}", path_.string(), std::strerror(errno));
-  write(kept);
 }
 
 MetricsLog::~MetricsLog() {

@@ -38,8 +38,9 @@ Session::Session(const TrainConfig& config) {
 double measure_peak_flops(const Context& context, double seconds) {
   using Clock = std::chrono::steady_clock;
   constexpr std::int64_t kSize = 1024;
-  const Tensor a = context.empty({kSize, kSize}), b = context.empty({kSize, kSize}),
-               c = context.empty({kSize, kSize});
+  Allocator memory;  // its own: these are no part of what a model needs
+  const auto matrix = [&] { return Tensor(memory, {kSize, kSize}, context.dtype); };
+  const Tensor a = matrix(), b = matrix(), c = matrix();
   fill({.value = 0.5, .y = a}, context.stream);
   fill({.value = 0.25, .y = b}, context.stream);
   const auto product = [&] { gemm({.a = a, .b = b, .c = c}, context.stream); };
@@ -65,15 +66,21 @@ int run_command(const std::function<int()>& command) {
   std::signal(SIGXFSZ,
               SIG_IGN);  // past a file size limit, writes fail with an error instead of killing the process
   try {
-    return command();
+    const int code = command();
+    const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+    check(written, "output", "standard output could not be written");
+    return code;
   } catch (const std::bad_alloc&) {
     std::fflush(stdout);
     fmt::print(
         stderr,
         "transmamba: [memory] out of memory; a smaller train.micro_batch or train.seq_len needs less\n");
-  } catch (const std::exception& error) {
+  } catch (const Error& error) {
     std::fflush(stdout);
     fmt::print(stderr, "transmamba: {}\n", error.what());
+  } catch (const std::exception& error) {  // of the standard library: a file system, say
+    std::fflush(stdout);
+    fmt::print(stderr, "transmamba: [system] {}\n", error.what());
   }
   return 1;
 }

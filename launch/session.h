@@ -29,7 +29,8 @@ double measure_peak_flops(const Context& context, double seconds = 0.3);
 /// Largest resident memory this process has had, in bytes.
 std::int64_t peak_resident_bytes();
 
-/// Runs a command and turns what it throws into one line on stderr and exit code 1 (2 for Usage).
+/// Runs a command and turns what it throws into one line on stderr and exit code 1, also where its output
+/// could not be written.
 int run_command(const std::function<int()>& command);
 
 }  // namespace transmamba

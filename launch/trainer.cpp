@@ -25,10 +25,12 @@ Trainer::Trainer(Config config, Session& session) : config_(std::move(config)), 
                                    session_.context());
   optimizer_ = std::make_unique<Optimizer>(config_.optimizer, model_->parameters(), session_.context());
   resume();
+  if (!config_.checkpoint.path.empty()) prepare_checkpoints(config_.checkpoint);
   std::filesystem::path metrics = config_.log.metrics;
   if (metrics.empty() && !config_.checkpoint.path.empty())
     metrics = config_.checkpoint.path / "metrics.jsonl";
   log_ = std::make_unique<MetricsLog>(metrics, state_.step, config_.log.every);
+  if (!config_.checkpoint.path.empty()) warn_of_later_checkpoints();
   print_start();
 }
 
@@ -56,6 +58,12 @@ void Trainer::open_data() {
         config_.train.validate_every);
   data_.training->limit_vocab(ours);
   if (data_.validation) data_.validation->limit_vocab(ours);
+  for (const TokenDataset* data : {data_.training.get(), data_.validation.get()})
+    check(
+        data == nullptr || data->size() > config_.train.seq_len, "data",
+        "{}: expected at least the {} tokens of one sample of train.seq_len = {} and its last target, got {}",
+        data == nullptr ? "" : data->path().string(), config_.train.seq_len + 1, config_.train.seq_len,
+        data == nullptr ? 0 : data->size());
   order_.emplace(data_.training->size(), config_.train.seq_len,
                  static_cast<std::uint64_t>(config_.train.seed));
 }
@@ -67,31 +75,48 @@ void Trainer::resume() {
       std::optional<Checkpoint> found;
       try {
         found.emplace(folder);
+        // One that is whole but does not fit is the user's mistake; a damaged one has an older neighbour.
+        check_fits(*found);
         take_over(*found);
         return;
       } catch (const Error& error) {
-        // One that is whole but of another model is the user's mistake; a damaged one has an older neighbour.
-        if (found) check_same_model(found->config().model, config_.model, folder.string());
+        if (found) check_fits(*found);
         fmt::print(stderr, "warning: {} is passed over: {}\n", folder.string(), error.what());
       }
     }
+    // A damaged one may have left some of its moments.
+    optimizer_ = std::make_unique<Optimizer>(config_.optimizer, model_->parameters(), session_.context());
   } else if (c.resume != "none") {
-    take_over(Checkpoint(c.resume));
+    const Checkpoint checkpoint(c.resume);
+    check_fits(checkpoint);
+    take_over(checkpoint);
     return;
   }
   model_->parameters().initialise(config_.train.seed);
 }
 
-void Trainer::take_over(const Checkpoint& checkpoint) {
+void Trainer::check_fits(const Checkpoint& checkpoint) const {
   check_same_model(checkpoint.config().model, config_.model, checkpoint.folder().string());
   const std::int64_t seed = checkpoint.config().train.seed;
   check(seed == config_.train.seed, "checkpoint",
         "{}: train.seed is {} there and {} here: the order of the data would change",
         checkpoint.folder().string(), seed, config_.train.seed);
+}
+
+void Trainer::take_over(const Checkpoint& checkpoint) {
   checkpoint.load_parameters(model_->parameters());
   checkpoint.load_optimizer(model_->parameters(), *optimizer_);
   state_ = checkpoint.state();
   fmt::print("resumed from {} after step {}\n", checkpoint.folder().string(), state_.step);
+}
+
+void Trainer::warn_of_later_checkpoints() const {
+  const auto later = list_checkpoints(config_.checkpoint.path, state_.step);
+  if (!later.empty())
+    fmt::print(stderr,
+               "warning: this run starts after step {}, but {} is there: the first checkpoint that is saved "
+               "sets it, and any other after that step, aside as *.old\n",
+               state_.step, later[0].string());
 }
 
 void Trainer::print_start() {

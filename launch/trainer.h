@@ -35,7 +35,9 @@ class Trainer {
   };
   void open_data();
   void resume();
+  void check_fits(const Checkpoint& checkpoint) const;
   void take_over(const Checkpoint& checkpoint);
+  void warn_of_later_checkpoints() const;
   void print_start();
   Batch batch(const TokenDataset& data, const SampleOrder& order, std::int64_t first,
               std::int64_t count) const;

@@ -1,7 +1,13 @@
 #include "parallel/checkpoint.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <array>
+#include <charconv>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
 #include <system_error>
 
 #include "core/config_keys.h"
@@ -13,7 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 constexpr std::string_view kWhere = "checkpoint";
 constexpr std::int64_t kFormatVersion = 1;
-constexpr std::string_view kPartial = ".partial";
+constexpr std::string_view kPartial = ".partial", kOld = ".old";
 constexpr std::string_view kStep = "step_";
 
 std::string shard_name(int rank) { return fmt::format("shard_{:05}.h5", rank); }
@@ -55,18 +61,104 @@ void write_index(const fs::path& path, const TrainState& state, const Config& co
   file.close();
 }
 
+/// The line that POSIX `cksum index.h5` prints: CRC-32 of the bytes and then of their number, and the number.
+std::string cksum_line(const fs::path& index) {
+  std::ifstream in(index, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(in), {}};
+  std::uint32_t crc = 0;
+  const auto add = [&](unsigned char byte) {
+    crc ^= static_cast<std::uint32_t>(byte) << 24;
+    for (int bit = 0; bit < 8; ++bit) crc = crc >> 31 ? crc << 1 ^ 0x04C11DB7U : crc << 1;
+  };
+  for (const char byte : bytes) add(static_cast<unsigned char>(byte));
+  for (std::size_t n = bytes.size(); n > 0; n >>= 8) add(static_cast<unsigned char>(n & 0xFF));
+  return fmt::format("{} {} {}\n", ~crc, bytes.size(), index.filename().string());
+}
+
+void write_cksum(const fs::path& folder) {
+  const fs::path path = folder / "index.cksum";
+  std::ofstream out(path, std::ios::binary);
+  out << cksum_line(folder / "index.h5");
+  out.close();
+  check(!out.fail(), kWhere, "{}: cannot be written", path.string());
+  sync_to_disk(path);
+}
+
+/// The HDF5 library may crash on a damaged list of virtual sources, the one thing in its files without a
+/// checksum that counts. So the index is only opened when all of it is as it was written.
+Hdf5File open_index(const fs::path& folder) {
+  const fs::path path = folder / "index.h5";
+  std::ifstream cksum(folder / "index.cksum", std::ios::binary);
+  const std::string expected{std::istreambuf_iterator<char>(cksum), {}};
+  char signature[8] = {};
+  std::ifstream(path, std::ios::binary).read(signature, sizeof signature);
+  const bool is_hdf5 = std::string_view(signature, sizeof signature) == "\x89HDF\r\n\x1a\n";
+  if (const std::string got = is_hdf5 && cksum.is_open() ? cksum_line(path) : expected; got != expected)
+    fail(kWhere, "{}: damaged: index.cksum has \"{}\", expected \"{}\" (checksum, bytes)", path.string(),
+         expected.substr(0, expected.find('\n')), got.substr(0, got.size() - 1));
+  return Hdf5File::open(path);
+}
+
+/// What is in a folder; nothing where it cannot be read.
+std::vector<fs::path> entries_of(const fs::path& root) {
+  std::vector<fs::path> entries;
+  std::error_code error;
+  for (fs::directory_iterator it(root, error); !error && it != fs::directory_iterator(); it.increment(error))
+    entries.push_back(it->path());
+  return entries;
+}
+
+/// The step of a checkpoint by its folder's name; -1 for other names.
+std::int64_t step_of(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  if (!name.starts_with(kStep)) return -1;
+  std::int64_t step = -1;
+  const auto [stop, error] = std::from_chars(name.data() + kStep.size(), name.data() + name.size(), step);
+  return error == std::errc() && stop == name.data() + name.size() ? step : -1;
+}
+
+fs::path with_suffix(const fs::path& folder, std::string_view suffix) {
+  return folder.string() + std::string(suffix);
+}
+
+/// Gives `aside` the name `folder`. Where that is taken (the same step again) the two are swapped, so that at
+/// no moment is there neither. File systems that cannot swap get two renames.
+void put_in_place(const fs::path& aside, const fs::path& folder) {
+  if (!fs::exists(fs::symlink_status(folder))) return durable_rename(aside, folder);
+  if (::renameat2(AT_FDCWD, aside.c_str(), AT_FDCWD, folder.c_str(), RENAME_EXCHANGE) == 0) {
+    sync_to_disk(folder.parent_path());
+    return;  // what was there ends in .partial now
+  }
+  const fs::path replaced = with_suffix(folder, std::string(".replaced") + std::string(kPartial));
+  fs::remove_all(replaced);
+  fs::rename(folder, replaced);
+  try {
+    durable_rename(aside, folder);
+  } catch (const Error&) {
+    std::error_code ignored;
+    fs::rename(replaced, folder, ignored);
+    throw;
+  }
+}
+
+void set_aside_later_ones(const fs::path& root, std::int64_t step) {
+  for (const fs::path& folder : list_checkpoints(root, step)) {
+    const fs::path old = with_suffix(folder, kOld);
+    fs::remove_all(old);
+    fs::rename(folder, old);
+  }
+}
+
 /// Best effort: a checkpoint that cannot be removed costs disk space, not the run.
-void remove_old(const fs::path& root, std::int64_t keep, const fs::path& newest) {
+void remove_old(const fs::path& root, std::int64_t keep) {
   std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator(root, ignored))
-    if (entry.path().filename().string().ends_with(kPartial)) fs::remove_all(entry.path(), ignored);
+  for (const fs::path& entry : entries_of(root))
+    if (entry.filename().string().ends_with(kPartial)) fs::remove_all(entry, ignored);
   if (keep <= 0) return;
   std::int64_t kept = 0;
-  for (const fs::path& folder : list_checkpoints(root)) {
-    if (folder != newest && ++kept < keep) continue;
-    if (folder == newest) continue;
-    const fs::path doomed =
-        folder.string() + std::string(kPartial);  // never half a checkpoint under a good name
+  for (const fs::path& folder : list_checkpoints(root)) {  // the one just saved comes first
+    if (++kept <= keep) continue;
+    const fs::path doomed = with_suffix(folder, kPartial);  // never half a checkpoint under a good name
     fs::rename(folder, doomed, ignored);
     fs::remove_all(doomed, ignored);
   }
@@ -78,39 +170,43 @@ void save_checkpoint(const CheckpointConfig& where, const TrainState& state, con
                      const TokenizerSource& tokenizer, const ParameterStore& store,
                      const Optimizer& optimizer) {
   const fs::path folder = where.path / fmt::format("{}{:08}", kStep, state.step);
-  const fs::path aside = folder.string() + std::string(kPartial);
+  const fs::path aside = with_suffix(folder, kPartial);
   try {
     fs::create_directories(where.path);
     fs::remove_all(aside);
     fs::create_directory(aside);
     write_shard(aside / shard_name(0), store, optimizer);
     write_index(aside / "index.h5", state, config, tokenizer, store);
+    write_cksum(aside);
     sync_to_disk(aside);
-    if (fs::exists(folder)) {  // the same step again, after resuming from before it
-      const fs::path replaced = folder.string() + ".replaced" + std::string(kPartial);
-      fs::remove_all(replaced);
-      fs::rename(folder, replaced);
-    }
-    durable_rename(aside, folder);
+    set_aside_later_ones(where.path, state.step);
+    put_in_place(aside, folder);
   } catch (const std::exception& error) {
     std::error_code ignored;
     fs::remove_all(aside, ignored);
     fail(kWhere, "step {} could not be saved; earlier checkpoints are untouched: {}", state.step,
          error.what());
   }
-  remove_old(where.path, where.keep, folder);
+  remove_old(where.path, where.keep);
 }
 
-std::vector<fs::path> list_checkpoints(const fs::path& root) {
+void prepare_checkpoints(const CheckpointConfig& where) {
+  const fs::path trial = where.path / fmt::format("trial{}", kPartial);
+  std::error_code error;
+  fs::create_directories(where.path, error);
+  if (!error) fs::create_directory(trial, error);
+  check(!error, kWhere, "checkpoint.path = {}: cannot be written to: {}", where.path.string(),
+        error.message());
+  fs::remove(trial, error);
+}
+
+std::vector<fs::path> list_checkpoints(const fs::path& root, std::int64_t after) {
   std::vector<fs::path> folders;
-  std::error_code ignored;
-  for (const fs::directory_entry& entry : fs::directory_iterator(root, ignored)) {
-    const std::string name = entry.path().filename().string();
-    if (name.starts_with(kStep) && name.find_first_not_of("0123456789", kStep.size()) == std::string::npos &&
-        name.size() > kStep.size())
-      folders.push_back(entry.path());
-  }
-  std::sort(folders.rbegin(), folders.rend());
+  for (fs::path& entry : entries_of(root))
+    if (const std::int64_t step = step_of(entry); step >= 0 && step > after)
+      folders.push_back(std::move(entry));
+  std::sort(folders.begin(), folders.end(),
+            [](const fs::path& a, const fs::path& b) { return step_of(a) > step_of(b); });
   return folders;
 }
 
@@ -121,7 +217,7 @@ Checkpoint::Checkpoint(const fs::path& folder)
         check(fs::exists(folder / "index.h5"), kWhere, "{}: not a whole checkpoint: index.h5 is missing{}",
               folder.string(),
               list_checkpoints(folder).empty() ? "" : "; name one of the step_ folders in it");
-        return Hdf5File::open(folder / "index.h5");
+        return open_index(folder);
       }()) {
   check(index_.has_attribute("format_version"), kWhere, "{}: index.h5 is not the index of a checkpoint",
         folder.string());

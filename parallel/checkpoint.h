@@ -1,13 +1,15 @@
 // Checkpoints: a folder a step, in HDF5, readable by any HDF5 tool.
 //
 //   <root>/step_00000100/index.h5        every tensor at its global shape: virtual datasets over the shards
-//   <root>/step_00000100/shard_00000.h5  what one rank holds
+//   <root>/step_00000100/index.cksum     what `cksum index.h5` prints there; checked where it is present
+//   <root>/step_00000100/shard_00000.h5  what one rank holds, each chunk with its own checksum
 //
 // Datasets: params/<name>, optimizer/m/<name>, optimizer/v/<name>, with the reference's parameter names.
 // Attributes of the index: format_version, step, consumed_sequences, seed, rng, config (INI), tokenizer,
 // shards; a dataset tokenizer_model where the tokenizer has one. A checkpoint is written aside, synced and
 // renamed: under its final name it is whole. A crash while writing leaves a folder ending in .partial, which
-// the next save removes.
+// the next save removes. Checkpoints of later steps than the one being saved are of a run that this one
+// replaces, or damaged: saving sets them aside as step_<step>.old, which nothing here reads or removes.
 #pragma once
 
 #include <filesystem>
@@ -40,6 +42,9 @@ void save_checkpoint(const CheckpointConfig& where, const TrainState& state, con
                      const TokenizerSource& tokenizer, const ParameterStore& store,
                      const Optimizer& optimizer);
 
+/// Makes the folder and tries to write in it, so that a run that cannot save ends before its first step.
+void prepare_checkpoints(const CheckpointConfig& where);
+
 class Checkpoint {
  public:
   /// Opens one checkpoint folder. Throws Error if it is not whole: no index, a shard missing, truncated or
@@ -69,7 +74,8 @@ class Checkpoint {
 /// not change what parameters mean, so they may differ.
 void check_same_model(const ModelConfig& saved, const ModelConfig& current, const std::string& where);
 
-/// Checkpoint folders below `root`, newest first. Partial ones are not among them.
-std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& root);
+/// Checkpoint folders below `root` of steps after `after`, newest first. Partial ones are not among them.
+std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& root,
+                                                    std::int64_t after = -1);
 
 }  // namespace transmamba

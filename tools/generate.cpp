@@ -111,7 +111,8 @@ int generate(std::vector<std::string> arguments) {
                               i + 1 < arguments.size();
       if (takes_next) list.push_back(arguments[++i]);
     }
-    po::store(po::command_line_parser(own).options(options).style(style).run(), map);
+    const po::positional_options_description none;  // without it Boost ignores words that are no options
+    po::store(po::command_line_parser(own).options(options).style(style).positional(none).run(), map);
     po::notify(map);
   } catch (const po::error& error) {
     fail("generate", "{}; `transmamba generate --help` lists the options", error.what());

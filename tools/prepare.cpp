@@ -170,7 +170,7 @@ std::string text_of_json(std::string_view line, const fs::path& path, std::int64
     const auto text = object.is_object() ? object.find("text") : object.end();
     check(text != object.end() && text->is_string(), "prepare",
           "{}:{}: expected an object with a string \"text\", got {}", path.string(), number,
-          std::string(line.substr(0, 60)));
+          std::string(line.substr(0, std::min<std::size_t>(60, line.find_last_not_of("\r\n") + 1))));
     return text->get<std::string>();
   } catch (const nlohmann::json::exception& error) {
     fail("prepare", "{}:{}: not JSON: {}", path.string(), number, error.what());

@@ -1,0 +1,82 @@
+// A small model with an optimizer that has taken steps: something to save.
+#pragma once
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "core/transpoint.h"
+#include "kernels/elementwise.h"
+#include "parallel/checkpoint.h"
+#include "parallel/model.h"
+#include "parallel/optimizer.h"
+
+namespace transmamba::testing {
+
+inline Config small_config(std::int64_t hidden = 16) {
+  return parse_config_text("[model]\nvocab_size = 13\nhidden_size = " + std::to_string(hidden) +
+                               "\nnum_layers = 3\nnum_heads = 2\nffn_hidden_size = 24\n"
+                               "transpoints = 0,4\n[train]\nseq_len = 8\n",
+                           "small_config", {});
+}
+
+/// Parameters of `seed`, and moments after two steps with made-up gradients.
+class SmallRun {
+ public:
+  explicit SmallRun(std::int64_t seed, const Config& c = small_config(), DType dtype = DType::f32)
+      : config(c),
+        context_{{}, dtype, &memory_},
+        model(config.model, resolve_transpoints(config.model, config.train.seq_len), context_),
+        optimizer(config.optimizer, model.parameters(), context_) {
+    ParameterStore& store = model.parameters();
+    store.initialise(seed);
+    if (seed == 0) return;  // as a fresh process has it
+    for (std::int64_t step = 0; step < 2; ++step) {
+      for (const Parameter& p : store.parameters())
+        with_float(dtype, "small_run", [&](auto type) {
+          auto* grad = p.grad.ptr<decltype(type)>();
+          for (std::int64_t i = 0; i < p.grad.numel(); ++i)
+            grad[i] = static_cast<decltype(type)>(((i * 37 + seed + 5 * step) % 101) - 50) / 64;
+        });
+      optimizer.step(context_, step, 1e-3, optimizer.grad_norm(context_));
+    }
+  }
+
+  /// Every parameter and both of its moments, as bytes.
+  std::vector<std::string> bits() const {
+    std::vector<std::string> out;
+    const ParameterStore& store = model.parameters();
+    for (const Tensor* flat : {&store.values(), &optimizer.m(), &optimizer.v()})
+      for (const Parameter& p : store.parameters()) {
+        const View view = store.slice(*flat, p);
+        out.emplace_back(static_cast<std::size_t>(view.numel() * size_of(view.dtype())), '\0');
+        with_float(view.dtype(), "small_run", [&](auto type) {
+          std::memcpy(out.back().data(), view.ptr<decltype(type)>(), out.back().size());
+        });
+      }
+    return out;
+  }
+  void save(const std::filesystem::path& root, std::int64_t step, std::int64_t keep = 0,
+            const TokenizerSource& tokenizer = {"bytes", ""}) const {
+    CheckpointConfig where;
+    where.path = root, where.keep = keep;
+    save_checkpoint(where, {step, 10 * step}, config, tokenizer, model.parameters(), optimizer);
+  }
+  void load(const std::filesystem::path& folder) {
+    const Checkpoint checkpoint(folder);
+    checkpoint.load_parameters(model.parameters());
+    checkpoint.load_optimizer(model.parameters(), optimizer);
+  }
+
+  Config config;
+
+ private:
+  Allocator memory_;
+  Context context_;
+
+ public:
+  Model model;
+  Optimizer optimizer;
+};
+
+}  // namespace transmamba::testing
