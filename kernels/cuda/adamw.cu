@@ -1,6 +1,7 @@
 #include "kernels/adamw.h"
 
 #include <cmath>
+#include <limits>
 
 #include "kernels/cuda/device.cuh"
 
@@ -10,6 +11,7 @@ namespace {
 /// The numbers of one step, rounded once.
 template <class T>
 struct Coefficients {
+  static constexpr T kTiny = std::numeric_limits<T>::min() * T(1e8);
   T grad_scale, lr, beta1, beta2, rest1, rest2, correction1, correction2, eps, weight_decay;
   explicit Coefficients(const AdamW& a)
       : grad_scale(static_cast<T>(a.grad_scale)),
@@ -32,8 +34,9 @@ __global__ void update(Coefficients<T> c, T* weight, const T* grad, T* m, T* v, 
   const T mean = c.beta1 * m[i] + c.rest1 * g;
   const T square = c.beta2 * v[i] + c.rest2 * g * g;
   const T step = mean * c.correction1 / (sqrt(square * c.correction2) + c.eps);
-  m[i] = mean;
-  v[i] = square;
+  // As on the CPU, where moments that fade, of rare tokens say, would be subnormal for ever, and slow.
+  m[i] = abs(mean) < Coefficients<T>::kTiny ? T(0) : mean;
+  v[i] = square < Coefficients<T>::kTiny ? T(0) : square;
   weight[i] -= c.lr * (step + c.weight_decay * weight[i]);
 }
 

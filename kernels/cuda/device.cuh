@@ -14,7 +14,9 @@
 namespace transmamba::cuda {
 
 inline void check_cuda(cudaError_t result, std::string_view op) {
-  if (result != cudaSuccess) fail(op, "CUDA: {}: {}", cudaGetErrorName(result), cudaGetErrorString(result));
+  if (result == cudaSuccess) return;
+  cudaGetLastError();  // or the next launch would report this one again
+  fail(op, "CUDA: {}: {}", cudaGetErrorName(result), cudaGetErrorString(result));
 }
 
 inline cudaStream_t handle_of(const Stream& stream) { return static_cast<cudaStream_t>(stream.handle); }
@@ -49,10 +51,13 @@ void launch(std::string_view op, const Stream& stream, const Grid& grid, void (*
   if (grid.blocks == 0) return;
   check(grid.blocks <= std::numeric_limits<int>::max(), op, "grid: {} blocks are more than CUDA can count",
         grid.blocks);
-  if (grid.shared > kWithoutAsking)
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(grid.shared)),
-               op);
+  if (grid.shared > kWithoutAsking) {
+    const cudaError_t result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                    static_cast<int>(grid.shared));
+    cudaGetLastError();  // or the next launch would report this one again
+    check(result == cudaSuccess, op,
+          "these widths need {} bytes of shared memory a block, and this GPU has less", grid.shared);
+  }
   kernel<<<static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.threads), grid.shared,
            handle_of(stream)>>>(arguments...);
   check_cuda(cudaGetLastError(), op);

@@ -128,6 +128,16 @@ TEST(Attention, NoQueriesIsNoWork) {
     }
 }
 
+TEST(Attention, OnAGpuWidthsThatDoNotFitAreNamedAndNothingElseFails) {
+  if (!has_gpu()) return;
+  const Variant gpu{DType::f64, Layout::contiguous, {Device::cuda}};
+  const Problem wide(gpu, {1, 2, 2, 1, 4096, 4, 0}), good(gpu, {1, 2, 2, 1, 4, 4, 0});
+  EXPECT_TRUE(fails_naming([&] { wide.forward(); }, {"[attention]", "shared memory"}));
+  EXPECT_TRUE(fails_naming([&] { wide.backward(); }, {"[attention_backward]", "shared memory"}));
+  good.forward();
+  EXPECT_TRUE(near(good.o, [&](auto& at) { return good.expected(at); }));
+}
+
 TEST(Attention, BadArgumentsAreNamed) {
   const Problem s({}, {1, 4, 4, 2, 4, 4, 0});
   EXPECT_TRUE(fails_naming(

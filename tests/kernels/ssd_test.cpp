@@ -249,8 +249,8 @@ void expect_agreement(const Sizes& z, const std::function<void(const Problem&)>&
       for (const auto& [first, second] : repeats(dtype, layout)) {
         const Problem one(first, z), two(second, z);
         run(one), run(two);
-        // Sums of up to 300 products, each as large as its sum.
-        const double allowed = dtype == DType::f64 ? 1e-11 : 1e-4;
+        // Sums of up to 300 products k^T S v, whose size is this, and larger than their sums.
+        const double size = std::sqrt(static_cast<double>(z.n * z.p)), allowed = 2 * size * tolerance(dtype);
         for (auto member : outputs) {
           EXPECT_TRUE(near(one.*member, allowed, [&](auto& at) { return get(reference.*member, at); }));
           EXPECT_TRUE(same_bits(one.*member, two.*member));
