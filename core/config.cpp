@@ -173,9 +173,6 @@ void Config::validate() const {
   for (const ConfigKey& key : config_keys())
     check(key.within(*this), kWhere, "{}: expected {}, got \"{}\"", key.name, key.allowed, key.print(*this));
 
-  check(model.num_mixers() > 0, kWhere,
-        "model.layer_pattern = \"{}\" over model.num_layers = {} has no mixer; at least one T is needed",
-        model.layer_pattern, model.num_layers);
   check(model.qk_head_dim > 0 && model.v_head_dim > 0 && model.ffn_hidden_size > 0, kWhere,
         "model.qk_head_dim = {}, model.v_head_dim = {} and model.ffn_hidden_size = {} must be above 0 here: "
         "resolve() makes numbers of zeros",
@@ -187,14 +184,20 @@ void Config::validate() const {
   check(train.global_batch % train.micro_batch == 0, kWhere,
         "train.global_batch = {} is not a multiple of train.micro_batch = {}", train.global_batch,
         train.micro_batch);
-  check(optimizer.warmup_steps <= train.steps, kWhere,
-        "optimizer.warmup_steps = {} is more than train.steps = {}", optimizer.warmup_steps, train.steps);
-  check(optimizer.min_lr <= optimizer.lr, kWhere, "optimizer.min_lr = {} is above optimizer.lr = {}",
-        optimizer.min_lr, optimizer.lr);
   check(checkpoint.resume != "auto" || !checkpoint.path.empty(), kWhere,
         "checkpoint.resume = auto needs checkpoint.path, the folder to look in");
   check(checkpoint.every == 0 || !checkpoint.path.empty(), kWhere,
         "checkpoint.every = {} needs checkpoint.path, the folder to write to", checkpoint.every);
+}
+
+void Config::validate_training() const {
+  check(model.num_mixers() > 0, kWhere,
+        "model.layer_pattern = \"{}\" over model.num_layers = {} has no mixer; at least one T is needed",
+        model.layer_pattern, model.num_layers);
+  check(optimizer.warmup_steps <= train.steps, kWhere,
+        "optimizer.warmup_steps = {} is more than train.steps = {}", optimizer.warmup_steps, train.steps);
+  check(optimizer.min_lr <= optimizer.lr, kWhere, "optimizer.min_lr = {} is above optimizer.lr = {}",
+        optimizer.min_lr, optimizer.lr);
 }
 
 std::string Config::to_ini() const {

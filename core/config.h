@@ -101,6 +101,9 @@ struct Config {
   /// Values outside what a key allows, and contradictions between keys, e.g. an odd qk_head_dim or
   /// micro_batch not dividing global_batch, throw Error. Wants a resolved Config.
   void validate() const;
+  /// What makes no sense in a training run, though every formula is defined: a model without a mixer, warm-up
+  /// longer than the run, min_lr above lr. Throws Error.
+  void validate_training() const;
   /// As an INI text that `parse_config` reads back to an equal Config. Printed, and stored in checkpoints.
   std::string to_ini() const;
   bool operator==(const Config&) const = default;

@@ -143,7 +143,7 @@ std::vector<ConfigKey> make_keys() {
       choice(MEMBER(model.gate), {"ssm", "all", "none"}, "which tokens SiLU(z) gates"),
       boolean(MEMBER(model.memory_converter), "off: the SSM starts from zero at the TransPoint (ablation)"),
       real(MEMBER(model.rope_theta), 0, kUnbounded, "()", "base of the rotary embedding"),
-      real(MEMBER(model.norm_eps), 0, kUnbounded, "()", "added to the mean square in every RMSNorm"),
+      real(MEMBER(model.norm_eps), 0, kUnbounded, "[)", "added to the mean square in every RMSNorm"),
       boolean(MEMBER(model.tie_embeddings), "the head reads the embedding's matrix"),
       real(MEMBER(model.init_std), 0, kUnbounded, "[)", "standard deviation of initial matrices"),
 
@@ -158,7 +158,7 @@ std::vector<ConfigKey> make_keys() {
       integer(MEMBER(train.seed), 0, kAny, "of initial values and sample order"),
       choice(MEMBER(train.dtype), {"float32", "float64"}, "type of parameters and activations"),
       choice(MEMBER(train.device), {"cpu", "cuda"}, "where kernels run"),
-      integer(MEMBER(train.threads), 0, 65536, "cores this rank uses; 0: all it may"),
+      integer(MEMBER(train.threads), 0, 1024, "cores this rank uses; 0: all it may"),
       integer(MEMBER(train.validate_every), 0, kAny, "steps between validations; 0: only at the end"),
       integer(MEMBER(train.validate_sequences), 1, kCount, "validation sequences, at most"),
 

@@ -1,5 +1,6 @@
 #include "core/metrics.h"
 
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -32,6 +33,11 @@ void cut_after(const std::filesystem::path& path, std::int64_t step) {
   std::error_code error;
   std::filesystem::resize_file(path, static_cast<std::uintmax_t>(end_of_lines_until(path, step)), error);
   check(!error, "metrics", "{}: cannot write: {}", path.string(), error.message());
+}
+
+std::size_t terminal_columns() {
+  winsize size{};
+  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
 }  // namespace
@@ -81,13 +87,14 @@ void MetricsLog::write(const std::string& json) {
 
 void MetricsLog::step(const StepMetrics& m) {
   const bool due = m.step % every_ == 0 || m.step == m.steps || m.step == 1;
-  if (terminal_) {
-    fmt::print("\r\033[K{}", format_line(m));
+  if (due) {
+    note(format_line(m));
+  } else if (terminal_) {
+    fmt::print("\r\033[K{}",
+               format_line(m).substr(0, terminal_columns()));  // a wrapped line could not be rewritten
+    std::fflush(stdout);
     live_ = true;
-  } else if (due) {
-    fmt::print("{}\n", format_line(m));
   }
-  std::fflush(stdout);
   const nlohmann::ordered_json json = {{"step", m.step},
                                        {"loss", m.loss},
                                        {"grad_norm", m.grad_norm},
@@ -106,9 +113,8 @@ void MetricsLog::validation(std::int64_t step, double loss) {
 }
 
 void MetricsLog::note(const std::string& text) {
-  if (live_) fmt::print("\n");
+  fmt::print("{}{}\n", live_ ? "\r\033[K" : "", text);
   live_ = false;
-  fmt::print("{}\n", text);
   std::fflush(stdout);
 }
 

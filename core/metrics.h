@@ -8,7 +8,7 @@
 
 namespace transmamba {
 
-/// One training step. Rates are over the time since the last line.
+/// One training step; rates are this step's.
 struct StepMetrics {
   std::int64_t step = 0, steps = 0;  ///< counted from 1
   double loss = 0;                   ///< mean over the step's tokens, nats
@@ -25,7 +25,7 @@ std::string format_bytes(std::int64_t bytes);   ///< "312 MiB"
 std::string format_duration(double seconds);    ///< "2m10s"
 std::string format_line(const StepMetrics& m);  ///< for people
 
-/// On a terminal the step line is live (rewritten in place); in a file it is a line every `every` steps.
+/// A line every `every` steps; on a terminal also a live line, rewritten at each step.
 class MetricsLog {
  public:
   /// `jsonl` may be empty: no file. Lines in it past `resumed_step` are of a run that this one replaces and

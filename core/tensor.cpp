@@ -6,11 +6,35 @@
 
 namespace transmamba {
 
+namespace {
+constexpr std::int64_t kAlign = 64;
+}
+
 struct Allocator::Pool {
   ~Pool() {
     for (auto& [bytes, blocks] : free)
       for (std::byte* block : blocks) std::free(block);
   }
+  std::byte* take(std::int64_t bytes) {
+    const std::lock_guard lock(mutex);
+    std::byte* block = nullptr;
+    if (auto it = free.find(bytes); it != free.end() && !it->second.empty()) {
+      block = it->second.back();
+      it->second.pop_back();
+    } else {
+      block = static_cast<std::byte*>(std::aligned_alloc(kAlign, static_cast<std::size_t>(bytes)));
+      check(block != nullptr, "allocator", "out of memory: {} bytes wanted with {} in use", bytes, in_use);
+    }
+    in_use += bytes;
+    peak = std::max(peak, in_use);
+    return block;
+  }
+  void give_back(std::byte* block, std::int64_t bytes) {
+    const std::lock_guard lock(mutex);
+    in_use -= bytes;
+    free[bytes].push_back(block);
+  }
+
   std::mutex mutex;
   std::map<std::int64_t, std::vector<std::byte*>> free;  // by size
   std::int64_t in_use = 0, peak = 0;
@@ -19,26 +43,10 @@ struct Allocator::Pool {
 Allocator::Allocator() : pool_(std::make_shared<Pool>()) {}
 
 std::shared_ptr<std::byte> Allocator::allocate(std::int64_t bytes) {
-  constexpr std::int64_t kAlign = 64;
   check(bytes >= 0, "allocator", "expected a size >= 0, got {} bytes", bytes);
   bytes = std::max(kAlign, (bytes + kAlign - 1) / kAlign * kAlign);
-  std::byte* block = nullptr;
-  std::lock_guard lock(pool_->mutex);
-  if (auto it = pool_->free.find(bytes); it != pool_->free.end() && !it->second.empty()) {
-    block = it->second.back();
-    it->second.pop_back();
-  } else {
-    block = static_cast<std::byte*>(std::aligned_alloc(kAlign, static_cast<std::size_t>(bytes)));
-    check(block != nullptr, "allocator", "out of memory: {} bytes wanted with {} in use", bytes,
-          pool_->in_use);
-  }
-  pool_->in_use += bytes;
-  pool_->peak = std::max(pool_->peak, pool_->in_use);
-  return {block, [pool = pool_, bytes](std::byte* returned) {
-            std::lock_guard returning(pool->mutex);
-            pool->in_use -= bytes;
-            pool->free[bytes].push_back(returned);
-          }};
+  std::byte* block = pool_->take(bytes);
+  return {block, [pool = pool_, bytes](std::byte* returned) { pool->give_back(returned, bytes); }};
 }
 
 std::int64_t Allocator::bytes_in_use() const {

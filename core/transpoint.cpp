@@ -54,8 +54,10 @@ bool parse_number(std::string_view text, T& value) {
 
 }  // namespace
 
-std::vector<std::int64_t> resolve_transpoints(const ModelConfig& model, std::int64_t seq_len) {
-  check(seq_len > 0, kWhere, "expected a sequence length above 0, got {}", seq_len);
+std::vector<std::int64_t> resolve_transpoints(const ModelConfig& model, std::int64_t seq_len,
+                                              std::int64_t length) {
+  check(seq_len > 0 && length > 0, kWhere, "expected sequence lengths above 0, got {} and {}", seq_len,
+        length);
   const bool fraction = model.transpoint_unit == "fraction";
   check(fraction || model.transpoint_unit == "token", kWhere,
         "model.transpoint_unit: expected one of token, fraction, got \"{}\"", model.transpoint_unit);
@@ -76,7 +78,7 @@ std::vector<std::int64_t> resolve_transpoints(const ModelConfig& model, std::int
     };
     std::int64_t tokens = 0;
     if (item == "T") {
-      tokens = seq_len;
+      tokens = length;
     } else if (fraction && !is_named) {
       double part = 0;
       if (!parse_number(item, part) || !(part >= 0 && part <= 1)) reject();
@@ -85,7 +87,8 @@ std::vector<std::int64_t> resolve_transpoints(const ModelConfig& model, std::int
       if (!parse_number(item, tokens) || tokens < 0) reject();
       if (fraction) tokens = (tokens * seq_len + kPaperLength / 2) / kPaperLength;
     }
-    cycle.push_back(std::min(tokens, seq_len));
+    if (fraction && tokens == seq_len) tokens = length;  // all of it
+    cycle.push_back(std::min(tokens, length));
   }
 
   std::vector<std::int64_t> transpoints(static_cast<std::size_t>(model.num_mixers()));

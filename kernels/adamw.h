@@ -8,6 +8,8 @@ namespace transmamba {
 /// g = grad_scale * grad;  m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
 /// weight -= lr * (m / (1 - beta1^step) / (sqrt(v / (1 - beta2^step)) + eps) + weight_decay * weight).
 /// All 1-D, contiguous, of one length and floating-point type. `step` counts from 1.
+/// Moments below 1e8 times the smallest normal number (1e-30 in float32, far below what eps lets through)
+/// become 0.
 struct AdamW {
   View weight;
   ConstView grad;

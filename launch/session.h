@@ -13,6 +13,8 @@ namespace transmamba {
 class Session {
  public:
   explicit Session(const TrainConfig& config);
+  Session(const Session&) = delete;  // the context points into it
+  Session& operator=(const Session&) = delete;
   const Context& context() const { return context_; }
   Allocator& memory() { return memory_; }
   const Allocator& memory() const { return memory_; }

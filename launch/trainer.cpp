@@ -20,6 +20,7 @@ double seconds_since(Clock::time_point start) {
 }  // namespace
 
 Trainer::Trainer(Config config, Session& session) : config_(std::move(config)), session_(session) {
+  config_.validate_training();
   open_data();
   model_ = std::make_unique<Model>(config_.model, resolve_transpoints(config_.model, config_.train.seq_len),
                                    session_.context());
@@ -71,21 +72,29 @@ void Trainer::open_data() {
 void Trainer::resume() {
   const CheckpointConfig& c = config_.checkpoint;
   if (c.resume == "auto") {
+    std::string first_problem;
     for (const std::filesystem::path& folder : list_checkpoints(c.path)) {
+      const auto pass_over = [&](const Error& error) {  // damaged: there may be an older one
+        if (first_problem.empty()) first_problem = error.what();
+        fmt::print(stderr, "warning: {} is passed over: {}\n", folder.string(), error.what());
+      };
       std::optional<Checkpoint> found;
       try {
         found.emplace(folder);
-        // One that is whole but does not fit is the user's mistake; a damaged one has an older neighbour.
-        check_fits(*found);
-        take_over(*found);
-        return;
       } catch (const Error& error) {
-        if (found) check_fits(*found);
-        fmt::print(stderr, "warning: {} is passed over: {}\n", folder.string(), error.what());
+        pass_over(error);
+        continue;
+      }
+      check_fits(*found);  // one that is whole but does not fit is the user's mistake
+      try {
+        return take_over(*found);
+      } catch (const Error& error) {
+        pass_over(error);
       }
     }
-    // A damaged one may have left some of its moments.
-    optimizer_ = std::make_unique<Optimizer>(config_.optimizer, model_->parameters(), session_.context());
+    check(first_problem.empty(), "checkpoint",
+          "{}: none of the checkpoints can be read, the newest because of {}; move them away to start anew",
+          c.path.string(), first_problem);
   } else if (c.resume != "none") {
     const Checkpoint checkpoint(c.resume);
     check_fits(checkpoint);
@@ -198,8 +207,14 @@ void Trainer::run() {
                 .resident_bytes = peak_resident_bytes(),
                 .seconds_left = training_seconds / static_cast<double>(trained) *
                                 static_cast<double>(steps - state_.step)});
-    if (data_.validation && due(t.validate_every)) log_->validation(state_.step, validate());
-    if (!config_.checkpoint.path.empty() && due(config_.checkpoint.every)) save();
+    const bool saves = !config_.checkpoint.path.empty() && due(config_.checkpoint.every);
+    if (data_.validation && due(t.validate_every)) try {
+        log_->validation(state_.step, validate());
+      } catch (const Error&) {  // bad validation data must not cost the training
+        if (saves) save();
+        throw;
+      }
+    if (saves) save();
   }
   if (trained == 0) log_->note(fmt::format("nothing to do: step {} of {} is reached", state_.step, steps));
 }

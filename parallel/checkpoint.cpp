@@ -141,10 +141,12 @@ void put_in_place(const fs::path& aside, const fs::path& folder) {
   }
 }
 
+/// Checkpoints of later steps become step_<step>.old, .old2, ..: none is overwritten.
 void set_aside_later_ones(const fs::path& root, std::int64_t step) {
   for (const fs::path& folder : list_checkpoints(root, step)) {
-    const fs::path old = with_suffix(folder, kOld);
-    fs::remove_all(old);
+    fs::path old = with_suffix(folder, kOld);
+    for (int n = 2; fs::exists(fs::symlink_status(old)); ++n)
+      old = with_suffix(folder, fmt::format("{}{}", kOld, n));
     fs::rename(folder, old);
   }
 }
@@ -153,7 +155,9 @@ void set_aside_later_ones(const fs::path& root, std::int64_t step) {
 void remove_old(const fs::path& root, std::int64_t keep) {
   std::error_code ignored;
   for (const fs::path& entry : entries_of(root))
-    if (entry.filename().string().ends_with(kPartial)) fs::remove_all(entry, ignored);
+    if (const std::string name = entry.filename().string();
+        name.starts_with(kStep) && name.ends_with(kPartial))
+      fs::remove_all(entry, ignored);
   if (keep <= 0) return;
   std::int64_t kept = 0;
   for (const fs::path& folder : list_checkpoints(root)) {  // the one just saved comes first
@@ -179,8 +183,8 @@ void save_checkpoint(const CheckpointConfig& where, const TrainState& state, con
     write_index(aside / "index.h5", state, config, tokenizer, store);
     write_cksum(aside);
     sync_to_disk(aside);
-    set_aside_later_ones(where.path, state.step);
     put_in_place(aside, folder);
+    set_aside_later_ones(where.path, state.step);
   } catch (const std::exception& error) {
     std::error_code ignored;
     fs::remove_all(aside, ignored);
@@ -191,7 +195,7 @@ void save_checkpoint(const CheckpointConfig& where, const TrainState& state, con
 }
 
 void prepare_checkpoints(const CheckpointConfig& where) {
-  const fs::path trial = where.path / fmt::format("trial{}", kPartial);
+  const fs::path trial = where.path / fmt::format("{}trial{}", kStep, kPartial);
   std::error_code error;
   fs::create_directories(where.path, error);
   if (!error) fs::create_directory(trial, error);

@@ -78,7 +78,7 @@ std::filesystem::path find_checkpoint(const std::filesystem::path& path) {
 }  // namespace
 
 int generate(std::vector<std::string> arguments) {
-  std::string folder, prompt;
+  std::string folder, prompt, tokenizer_name;
   std::int64_t count = 0;
   Sampling sampling;
   po::options_description options(
@@ -92,9 +92,11 @@ int generate(std::vector<std::string> arguments) {
       ("top-k", po::value(&sampling.top_k)->default_value(0),
        "draw from the k most likely tokens; 0: from all")                    //
       ("seed", po::value(&sampling.seed)->default_value(0), "of the draws")  //
+      ("tokenizer", po::value(&tokenizer_name),
+       "bytes or sentencepiece:MODEL, where the training data did not say")  //
       ("section.key",
        "any key of the configuration, e.g. --model.transpoints V3: another schedule than the trained one");
-  if (arguments.empty() || is_help(arguments[0]))
+  if (arguments.empty() || std::any_of(arguments.begin(), arguments.end(), is_help))
     return print_usage(fmt::format("{}", (std::ostringstream() << options).str()), arguments);
   std::vector<std::string> overrides;
   try {
@@ -123,24 +125,28 @@ int generate(std::vector<std::string> arguments) {
         sampling.top_k);
 
   const Checkpoint checkpoint(find_checkpoint(folder));
-  const Config config =
-      parse_config_text(checkpoint.config().to_ini(), checkpoint.folder().string(), overrides);
-  check_same_model(checkpoint.config().model, config.model, checkpoint.folder().string());
-  check(!checkpoint.tokenizer().name.empty(), "generate", "{}: its training data did not name a tokenizer",
-        checkpoint.folder().string());
-  const auto tokenizer = make_tokenizer(checkpoint.tokenizer().name, checkpoint.tokenizer().model);
+  Config trained;  // of the run that wrote it only what concerns the model: this may be another machine
+  trained.model = checkpoint.config().model;
+  trained.train.seq_len = checkpoint.config().train.seq_len;
+  trained.train.dtype = checkpoint.config().train.dtype;
+  const Config config = parse_config_text(trained.to_ini(), checkpoint.folder().string(), overrides);
+  check_same_model(trained.model, config.model, checkpoint.folder().string());
+  TokenizerSource source = checkpoint.tokenizer();
+  if (!tokenizer_name.empty()) source = {tokenizer_name, ""};
+  check(!source.name.empty(), "generate",
+        "{}: its training data did not name a tokenizer, so --tokenizer must", checkpoint.folder().string());
+  const auto tokenizer = make_tokenizer(source.name, source.model);
+  check(tokenizer->vocab_size() <= config.model.vocab_size, "generate",
+        "--tokenizer {}: expected at most the model's {} token ids, got {}", source.name,
+        config.model.vocab_size, tokenizer->vocab_size());
   std::vector<std::int32_t> ids = tokenizer->encode(prompt);
   if (ids.empty()) ids.push_back(tokenizer->end_of_document());  // where every document begins
   const auto total = static_cast<std::int64_t>(ids.size()) + count;
 
   Session session(config.train);
   const Context& context = session.context();
-  // Absolute TransPoints stay where they are past the trained length; fractions are of the trained length.
-  const bool absolute = config.model.transpoint_unit == "token";
-  Model model(config.model,
-              resolve_transpoints(config.model,
-                                  absolute ? std::max(total, config.train.seq_len) : config.train.seq_len),
-              context);
+  const std::int64_t length = std::max(total, config.train.seq_len);
+  Model model(config.model, resolve_transpoints(config.model, config.train.seq_len, length), context);
   checkpoint.load_parameters(model.parameters());
 
   Model::Cache cache(context, model, 1, total);

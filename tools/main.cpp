@@ -37,5 +37,7 @@ int main(int argc, char** argv) {
   for (const Command& command : kCommands)
     if (!arguments.empty() && arguments[0] == command.name)
       return run_command([&] { return command.run({arguments.begin() + 1, arguments.end()}); });
+  if (!arguments.empty() && !is_help(arguments[0]))
+    fmt::print(stderr, "transmamba: [command] unknown command \"{}\"\n", arguments[0]);
   return print_usage(usage(), arguments);
 }

@@ -45,10 +45,10 @@ void forward_block(const Attention& a, std::int64_t b, std::int64_t h, std::int6
         T high = m;
 #pragma omp simd reduction(max : high)
         for (std::int64_t j = 0; j < live; ++j) high = std::max(high, s[j]);
-        const T shrink = j0 == 0 ? T(0) : cpu::exp(m - high);
+        const T shrink = j0 == 0 ? T(0) : exp_or_zero(m - high);
         T sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (std::int64_t j = 0; j < live; ++j) sum += s[j] = cpu::exp(s[j] - high);
+        for (std::int64_t j = 0; j < live; ++j) sum += s[j] = exp_or_zero(s[j] - high);
         l = l * shrink + sum;
         m = high;
         for (std::int64_t c = 0; c < p; ++c) o[c] *= shrink;
@@ -103,7 +103,7 @@ void backward_head(const AttentionBackward& a, std::int64_t b, std::int64_t h) {
         const std::int64_t live = visible(i0 + r, a.offset, j0, keys);
 #pragma omp simd
         for (std::int64_t j = 0; j < live; ++j) {
-          s[j] = cpu::exp(s[j] - lse);
+          s[j] = exp_or_zero(s[j] - lse);
           ds[j] = s[j] * (ds[j] - sum) * scale;
         }
         std::fill(s + live, s + keys, T(0));

@@ -9,14 +9,6 @@
 namespace transmamba::cpu {
 namespace {
 
-/// e^x for x <= 0, exactly 0 far below: a padded vocabulary has logits of -inf, and subnormal gradients would
-/// be slow. NaN stays NaN.
-template <class T>
-T exp_or_zero(T x) {
-  const T e = cpu::exp(x);
-  return x < T(-75) ? T(0) : e;
-}
-
 template <class T>
 T log_sum_exp(const T* logits, std::int64_t vocab) {
   T top = -std::numeric_limits<T>::infinity();

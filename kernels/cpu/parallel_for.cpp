@@ -7,6 +7,7 @@
 #include <atomic>
 #include <exception>
 #include <memory>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -30,13 +31,18 @@ void await_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
 
 class Pool {
  public:
-  explicit Pool(int workers) {
-    for (int i = 0; i < workers; ++i) workers_.emplace_back([this] { serve(); });
+  explicit Pool(int workers) : workers_(static_cast<std::size_t>(workers)) {
+    for (Worker& worker : workers_) try {
+        worker.thread = std::thread([this, &worker] { serve(worker); });
+      } catch (const std::system_error& error) {
+        stop();
+        fail("threads", "{} threads could not be started: {}; fewer (train.threads) may do", workers + 1,
+             error.what());
+      }
   }
-  ~Pool() {
-    stop_ = true;
-    begin_round();
-  }
+  ~Pool() { stop(); }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
   int workers() const { return static_cast<int>(workers_.size()); }
 
   void run(std::int64_t n, void (*work)(void*, std::int64_t), void* context) {
@@ -44,28 +50,36 @@ class Pool {
     next_.store(0, std::memory_order_relaxed);
     error_ = nullptr;
     failed_.clear(std::memory_order_relaxed);
-    busy_.store(static_cast<std::uint32_t>(workers()), std::memory_order_relaxed);
-    begin_round();
+    const auto helpers = static_cast<std::size_t>(std::min<std::int64_t>(workers(), n - 1));
+    busy_.store(static_cast<std::uint32_t>(helpers), std::memory_order_relaxed);
+    for (std::size_t i = 0; i < helpers; ++i) wake(workers_[i]);
     take_items();
-    for (std::uint32_t busy = busy_.load(std::memory_order_acquire); busy != 0;
-         busy = busy_.load(std::memory_order_acquire))
-      await_change(busy_, busy);
+    for (std::uint32_t busy; (busy = busy_.load(std::memory_order_acquire)) != 0;) await_change(busy_, busy);
     if (error_) std::rethrow_exception(error_);
   }
 
  private:
-  void begin_round() {
-    round_.fetch_add(1, std::memory_order_release);
-    round_.notify_all();
+  struct Worker {
+    alignas(64) std::atomic<std::uint32_t> round{0};  // counts the rounds it is to take part in
+    std::thread thread;
+  };
+
+  static void wake(Worker& worker) {
+    worker.round.fetch_add(1, std::memory_order_release);
+    worker.round.notify_one();
   }
-  void serve() {
+  void stop() {
+    stop_ = true;
+    for (Worker& worker : workers_)
+      if (worker.thread.joinable()) wake(worker), worker.thread.join();
+  }
+  void serve(Worker& worker) {
     inside = true;
-    for (std::uint32_t seen = 0;;) {
-      await_change(round_, seen);
-      ++seen;  // the next round cannot begin before this one is done
+    for (std::uint32_t seen = 0;; ++seen) {  // the next round cannot begin before this one is done
+      await_change(worker.round, seen);
       if (stop_) return;
       take_items();
-      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_all();
+      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
     }
   }
   void take_items() {
@@ -78,18 +92,16 @@ class Pool {
     }
   }
 
-  // A round's work: written before `round_` counts up, read after.
+  // A round's work: written before its workers are woken, read after.
   std::int64_t n_ = 0;
   void (*work_)(void*, std::int64_t) = nullptr;
   void* context_ = nullptr;
   bool stop_ = false;
   std::exception_ptr error_;
   std::atomic_flag failed_ = ATOMIC_FLAG_INIT;
-
   alignas(64) std::atomic<std::int64_t> next_{0};
-  alignas(64) std::atomic<std::uint32_t> round_{0};
   alignas(64) std::atomic<std::uint32_t> busy_{0};  // workers not yet done with this round
-  std::vector<std::jthread> workers_;               // last: they use the rest
+  std::vector<Worker> workers_;
 };
 
 }  // namespace

@@ -74,8 +74,8 @@ struct Decays {
     }
     const T last = cum[size - 1];
     for (std::int64_t i = 0; i < size; ++i) {
-      from_start[i] = cpu::exp(cum[i]);
-      to_end[i] = cpu::exp(last - cum[i]);
+      from_start[i] = exp_or_zero(cum[i]);
+      to_end[i] = exp_or_zero(last - cum[i]);
     }
     whole = from_start[size - 1];
   }
@@ -146,14 +146,14 @@ double summary_backward_head(const SsdSummaryBackward& a, std::int64_t b, std::i
     after[i] = static_cast<T>(sum);
     sum += static_cast<double>(rate) * static_cast<double>(*dt[i]);
   }
-  const T whole = cpu::exp(static_cast<T>(sum));
+  const T whole = exp_or_zero(static_cast<T>(sum));
 
   for (std::int64_t s = 0; s < t; s += kChunk) {
     const std::int64_t size = std::min(kChunk, t - s);
     blas_gemm(false, false, size, p, n, T(1), k[s], k.step, dstate.data(), p, T(0), k_dstate.data(), p);
     blas_gemm(false, true, size, n, p, T(1), v[s], v.step, dstate.data(), p, T(0), v_dstate.data(), n);
     for (std::int64_t i = 0; i < size; ++i) {
-      const T w = cpu::exp(after[s + i]) * *dt[s + i];
+      const T w = exp_or_zero(after[s + i]) * *dt[s + i];
       u[s + i] = dot(k_dstate.data() + i * p, v[s + i], p);
       add_scaled(w, k_dstate.data() + i * p, dv[s + i], p);
       add_scaled(w, v_dstate.data() + i * n, dk[s + i], n);
@@ -165,7 +165,7 @@ double summary_backward_head(const SsdSummaryBackward& a, std::int64_t b, std::i
     before += static_cast<double>(whole * dot(state.data(), dstate.data(), n * p));
   }
   for (std::int64_t i = 0; i < t; ++i) {
-    const double decay = static_cast<double>(cpu::exp(after[i])), step = static_cast<double>(*dt[i]);
+    const double decay = static_cast<double>(exp_or_zero(after[i])), step = static_cast<double>(*dt[i]);
     *ddt[i] += static_cast<T>(decay * static_cast<double>(u[i]) + static_cast<double>(rate) * before);
     drate += step * before;
     before += decay * step * static_cast<double>(u[i]);
@@ -200,7 +200,7 @@ void scan_head(const SsdScan& a, std::int64_t b, std::int64_t h) {
       T* row = scores.data() + i * kChunk;
       const T cum = d.cum[i];
 #pragma omp simd
-      for (std::int64_t j = 0; j <= i; ++j) row[j] *= cpu::exp(cum - d.cum[j]) * d.dt[j];
+      for (std::int64_t j = 0; j <= i; ++j) row[j] *= exp_or_zero(cum - d.cum[j]) * d.dt[j];
       std::fill(row + i + 1, row + size, T(0));
     }
     blas_gemm(false, false, size, p, size, T(1), scores.data(), kChunk, v[s], v.step, T(1), y[s], y.step);
@@ -259,7 +259,7 @@ HeadSums scan_backward_head(const SsdScanBackward& a, std::int64_t b, std::int64
       T row = 0;
 #pragma omp simd reduction(+ : row)
       for (std::int64_t j = 0; j <= i; ++j) {
-        const T decay = cpu::exp(cum - d.cum[j]), weight = decay * d.dt[j], e = dm[j] * m[j] * decay;
+        const T decay = exp_or_zero(cum - d.cum[j]), weight = decay * d.dt[j], e = dm[j] * m[j] * decay;
         column[j] += e;
         row += e * d.dt[j];
         m[j] *= weight;

@@ -45,102 +45,96 @@ Mixer::Mixer(const ModelConfig& c, const std::string& prefix, std::int64_t trans
       store.add({{prefix + "out_proj.weight", {{d, h * p_}}, Init::normal(c.output_init_std()), true}}));
 }
 
-template <class AnyView>
-AnyView Mixer::head_view(const AnyView& qkv, int part) const {
-  const std::int64_t begin = part * heads_ * n_, width = part == 2 ? p_ : n_;
-  return qkv.slice(2, begin, begin + heads_ * width).split(2, width);
-}
-template <class AnyView>
-AnyView Mixer::gate_view(const AnyView& projected) const {
-  return projected.slice(2, channels(), channels() + heads_ * p_).split(2, p_);
-}
-template <class AnyView>
-AnyView Mixer::step_view(const AnyView& projected) const {
-  return projected.slice(2, channels() + heads_ * p_, channels() + heads_ * (p_ + 1));
-}
-
-std::int64_t Mixer::first_gated(std::int64_t transpoint, std::int64_t tokens) const {
-  return gate_ == "all" ? 0 : gate_ == "none" ? tokens : transpoint;
+Mixer::Projections Mixer::project(const Context& context, const Tensor& u, ConstView halo) const {
+  const std::int64_t b = u.dim(0), t = u.dim(1);
+  Projections s{context.empty({b, t, channels() + heads_ * (p_ + 1)}), context.empty({b, t, channels()}),
+                context.empty({b, t, heads_})};
+  in_.forward(context, u, s.projected);
+  conv({.x = conv_view(s.projected),
+        .halo = halo,
+        .weight = conv_weight_.value(),
+        .bias = conv_bias_.value(),
+        .y = s.qkv},
+       context.stream);
+  step_size({.raw = step_view(s.projected), .bias = dt_bias_.value(), .dt = s.dt}, context.stream);
+  return s;
 }
 
-void Mixer::norm(const Context& context, const Tensor& y, const Tensor& projected, std::int64_t transpoint,
-                 View normed) const {
-  const std::int64_t t = y.dim(1), cut = first_gated(transpoint, t);
+void Mixer::convert(const Context& context, ConstView k, ConstView v, ConstView dt, View state) const {
+  if (converter_)
+    ssd_summary({.k = k, .v = v, .dt = dt, .a_log = a_log_.value(), .state_out = state}, context.stream);
+  else
+    fill({.value = 0, .y = state}, context.stream);
+}
+
+void Mixer::scan(const Context& context, const Projections& in, std::int64_t cut, ConstView state,
+                 const Tensor& y, View last) const {
+  const std::int64_t t = y.dim(1);
+  ssd_scan({.q = head_view(in.qkv, 0).slice(1, cut, t),
+            .k = head_view(in.qkv, 1).slice(1, cut, t),
+            .v = head_view(in.qkv, 2).slice(1, cut, t),
+            .dt = in.dt.slice(1, cut, t),
+            .a_log = a_log_.value(),
+            .d_skip = d_skip_.value(),
+            .state_in = state,
+            .y = y.slice(1, cut, t),
+            .state_out = last},
+           context.stream);
+}
+
+std::int64_t Mixer::first_gated(std::int64_t cut, std::int64_t tokens) const {
+  return gate_ == "all" ? 0 : gate_ == "none" ? tokens : cut;
+}
+
+Tensor Mixer::gate_and_norm(const Context& context, const Tensor& y, const Projections& in,
+                            std::int64_t cut) const {
+  const std::int64_t t = y.dim(1), gated = first_gated(cut, t);
   const View weight = norm_weight_.value().split(0, p_);
-  if (cut > 0)
-    rms_norm({.x = y.slice(1, 0, cut), .weight = weight, .y = normed.slice(1, 0, cut), .eps = norm_eps_},
+  const Tensor normed = context.empty(y.shape());
+  if (gated > 0)
+    rms_norm({.x = y.slice(1, 0, gated), .weight = weight, .y = normed.slice(1, 0, gated), .eps = norm_eps_},
              context.stream);
-  if (cut < t)
-    rms_norm({.x = y.slice(1, cut, t),
-              .gate = gate_view(projected).slice(1, cut, t),
+  if (gated < t)
+    rms_norm({.x = y.slice(1, gated, t),
+              .gate = gate_view(in.projected).slice(1, gated, t),
               .weight = weight,
-              .y = normed.slice(1, cut, t),
+              .y = normed.slice(1, gated, t),
               .eps = norm_eps_},
              context.stream);
+  return normed;
 }
 
 void Mixer::forward(const Context& context, const Tensor& u, View residual, Saved& s) const {
-  const Stream& stream = context.stream;
   const std::int64_t b = u.dim(0), t = u.dim(1), h = heads_, cut = std::min(transpoint_, t);
   s.transpoint = cut;
   s.u = u;
 
-  // Project and convolve: q, k, v for all tokens, whoever reads them; step sizes too.
-  s.projected = context.empty({b, t, channels() + h * (p_ + 1)});
-  in_.forward(context, u, s.projected);
-  s.qkv = context.empty({b, t, channels()});
-  conv({.x = s.projected.slice(2, 0, channels()),
-        .weight = conv_weight_.value(),
-        .bias = conv_bias_.value(),
-        .y = s.qkv},
-       stream);
-  s.dt = context.empty({b, t, h});
-  step_size({.raw = step_view(s.projected), .bias = dt_bias_.value(), .dt = s.dt}, stream);
-  const Tensor q = head_view(s.qkv, 0), k = head_view(s.qkv, 1), v = head_view(s.qkv, 2);
+  // Project and convolve: q, k, v and step sizes for all tokens, whoever reads them.
+  s.in = project(context, u, {});
   s.y = context.empty({b, t, h, p_});
+  const Tensor q = head_view(s.in.qkv, 0).slice(1, 0, cut), k = head_view(s.in.qkv, 1).slice(1, 0, cut),
+               v = head_view(s.in.qkv, 2).slice(1, 0, cut);
 
   // Attend before P.
   if (cut > 0) {
     s.q_rot = context.empty({b, cut, h, n_});
     s.k_rot = context.empty({b, cut, h, n_});
     s.lse = context.empty({b, h, cut});
-    rope({.x = q.slice(1, 0, cut), .y = s.q_rot, .theta = rope_theta_}, stream);
-    rope({.x = k.slice(1, 0, cut), .y = s.k_rot, .theta = rope_theta_}, stream);
-    attention({.q = s.q_rot, .k = s.k_rot, .v = v.slice(1, 0, cut), .o = s.y.slice(1, 0, cut), .lse = s.lse},
-              stream);
+    rope({.x = q, .y = s.q_rot, .theta = rope_theta_}, context.stream);
+    rope({.x = k, .y = s.k_rot, .theta = rope_theta_}, context.stream);
+    attention({.q = s.q_rot, .k = s.k_rot, .v = v, .o = s.y.slice(1, 0, cut), .lse = s.lse}, context.stream);
   }
 
-  // Convert at P: the prefix's summary is the state the SSM starts from.
+  // Convert at P, and scan from P on.
   if (cut < t || s.keep_states) {
     s.state = context.empty({b, h, n_, p_});
-    if (converter_)
-      ssd_summary({.k = k.slice(1, 0, cut),
-                   .v = v.slice(1, 0, cut),
-                   .dt = s.dt.slice(1, 0, cut),
-                   .a_log = a_log_.value(),
-                   .state_out = s.state},
-                  stream);
-    else
-      fill({.value = 0, .y = s.state}, stream);
+    if (s.keep_states) s.last_state = context.empty(s.state.shape());
+    convert(context, k, v, s.in.dt.slice(1, 0, cut), s.state);
+    scan(context, s.in, cut, s.state, s.y, s.last_state);
   }
 
-  // Scan from P on.
-  if (s.keep_states) s.last_state = context.empty({b, h, n_, p_});
-  if (cut < t || s.keep_states)
-    ssd_scan({.q = q.slice(1, cut, t),
-              .k = k.slice(1, cut, t),
-              .v = v.slice(1, cut, t),
-              .dt = s.dt.slice(1, cut, t),
-              .a_log = a_log_.value(),
-              .d_skip = d_skip_.value(),
-              .state_in = s.state,
-              .y = s.y.slice(1, cut, t),
-              .state_out = s.last_state},
-             stream);
-
   // Gate, norm, project.
-  s.normed = context.empty({b, t, h, p_});
-  norm(context, s.y, s.projected, cut, s.normed);
+  s.normed = gate_and_norm(context, s.y, s.in, cut);
   out_.forward(context, s.normed.merge(2), residual, /*accumulate=*/true);
 }
 
@@ -151,7 +145,7 @@ void Mixer::backward(const Context& context, ConstView dout, View du, Saved& s) 
   // Through the output projection, the norm and the gate.
   const Tensor dnormed = context.empty(s.normed.shape());
   out_.backward(context, dout, s.normed.merge(2), dnormed.merge(2));
-  const Tensor dprojected = context.empty(s.projected.shape());
+  const Tensor dprojected = context.empty(s.in.projected.shape());
   const Tensor dy = dnormed;  // rms_norm_backward works in place
   const Tensor dz = gate_view(dprojected);
   const std::int64_t gated = first_gated(cut, t);
@@ -169,7 +163,7 @@ void Mixer::backward(const Context& context, ConstView dout, View du, Saved& s) 
   if (gated < t)
     rms_norm_backward({.dy = dnormed.slice(1, gated, t),
                        .x = s.y.slice(1, gated, t),
-                       .gate = gate_view(s.projected).slice(1, gated, t),
+                       .gate = gate_view(s.in.projected).slice(1, gated, t),
                        .weight = weight,
                        .dx = dy.slice(1, gated, t),
                        .dgate = dz.slice(1, gated, t),
@@ -178,8 +172,8 @@ void Mixer::backward(const Context& context, ConstView dout, View du, Saved& s) 
                       stream);
 
   // Through the SSM, back to the state at P.
-  const Tensor q = head_view(s.qkv, 0), k = head_view(s.qkv, 1), v = head_view(s.qkv, 2);
-  const Tensor dqkv = context.empty(s.qkv.shape()), ddt = context.empty(s.dt.shape());
+  const Tensor q = head_view(s.in.qkv, 0), k = head_view(s.in.qkv, 1), v = head_view(s.in.qkv, 2);
+  const Tensor dqkv = context.empty(s.in.qkv.shape()), ddt = context.empty(s.in.dt.shape());
   const Tensor dq = head_view(dqkv, 0), dk = head_view(dqkv, 1), dv = head_view(dqkv, 2);
   Tensor dstate;
   if (cut < t) {
@@ -188,7 +182,7 @@ void Mixer::backward(const Context& context, ConstView dout, View du, Saved& s) 
                        .q = q.slice(1, cut, t),
                        .k = k.slice(1, cut, t),
                        .v = v.slice(1, cut, t),
-                       .dt = s.dt.slice(1, cut, t),
+                       .dt = s.in.dt.slice(1, cut, t),
                        .a_log = a_log_.value(),
                        .d_skip = d_skip_.value(),
                        .state_in = s.state,
@@ -222,7 +216,7 @@ void Mixer::backward(const Context& context, ConstView dout, View du, Saved& s) 
       ssd_summary_backward({.dstate_out = dstate,
                             .k = k.slice(1, 0, cut),
                             .v = v.slice(1, 0, cut),
-                            .dt = s.dt.slice(1, 0, cut),
+                            .dt = s.in.dt.slice(1, 0, cut),
                             .a_log = a_log_.value(),
                             .dk = dk.slice(1, 0, cut),
                             .dv = dv.slice(1, 0, cut),
@@ -233,97 +227,16 @@ void Mixer::backward(const Context& context, ConstView dout, View du, Saved& s) 
 
   // Through the convolution, the softplus and the input projections.
   conv_backward({.dy = dqkv,
-                 .x = s.projected.slice(2, 0, channels()),
+                 .x = conv_view(s.in.projected),
                  .weight = conv_weight_.value(),
                  .bias = conv_bias_.value(),
-                 .dx = dprojected.slice(2, 0, channels()),
+                 .dx = conv_view(dprojected),
                  .dweight = conv_weight_.grad(),
                  .dbias = conv_bias_.grad()},
                 stream);
-  step_size_backward({.ddt = ddt, .dt = s.dt, .draw = step_view(dprojected), .dbias = dt_bias_.grad()},
+  step_size_backward({.ddt = ddt, .dt = s.in.dt, .draw = step_view(dprojected), .dbias = dt_bias_.grad()},
                      stream);
   in_.backward(context, dprojected, s.u, du);
-}
-
-Mixer::Cache::Cache(const Context& context, const Mixer& mixer, std::int64_t batch, std::int64_t max_tokens) {
-  const std::int64_t keys = std::min(mixer.transpoint_, max_tokens), h = mixer.heads_;
-  halo = context.empty({batch, mixer.conv_width_ - 1, mixer.channels()});
-  fill({.value = 0, .y = halo}, context.stream);
-  k = context.empty({batch, keys, h, mixer.n_});
-  k_rot = context.empty({batch, keys, h, mixer.n_});
-  v = context.empty({batch, keys, h, mixer.p_});
-  dt = context.empty({batch, keys, h});
-}
-
-void Mixer::decode(const Context& context, const Tensor& u, View residual, Cache& cache) const {
-  const Stream& stream = context.stream;
-  const std::int64_t b = u.dim(0), t = u.dim(1), h = heads_, begin = cache.position;
-  const std::int64_t cut =
-      std::clamp<std::int64_t>(transpoint_ - begin, 0, t);  // of these tokens, how many attend
-  const std::int64_t attended = begin + cut;
-
-  const Tensor projected = context.empty({b, t, channels() + h * (p_ + 1)});
-  in_.forward(context, u, projected);
-  const Tensor before = projected.slice(2, 0, channels());
-  const Tensor qkv = context.empty({b, t, channels()}), dt = context.empty({b, t, h});
-  conv(
-      {.x = before, .halo = cache.halo, .weight = conv_weight_.value(), .bias = conv_bias_.value(), .y = qkv},
-      stream);
-  step_size({.raw = step_view(projected), .bias = dt_bias_.value(), .dt = dt}, stream);
-  const std::int64_t width = conv_width_ - 1, kept = std::max<std::int64_t>(0, width - t);
-  const Tensor halo = context.empty(cache.halo.shape());
-  copy({.x = cache.halo.slice(1, width - kept, width), .y = halo.slice(1, 0, kept)}, stream);
-  copy({.x = before.slice(1, t - (width - kept), t), .y = halo.slice(1, kept, width)}, stream);
-  cache.halo = halo;
-
-  const Tensor q = head_view(qkv, 0), k = head_view(qkv, 1), v = head_view(qkv, 2),
-               y = context.empty({b, t, h, p_});
-  if (cut > 0) {
-    check(attended <= cache.k.dim(1), "decode", "cache: made for {} tokens, got token {}", cache.k.dim(1),
-          attended);
-    const Tensor q_rot = context.empty({b, cut, h, n_}), lse = context.empty({b, h, cut});
-    rope({.x = q.slice(1, 0, cut), .y = q_rot, .position = begin, .theta = rope_theta_}, stream);
-    rope({.x = k.slice(1, 0, cut),
-          .y = cache.k_rot.slice(1, begin, attended),
-          .position = begin,
-          .theta = rope_theta_},
-         stream);
-    copy({.x = k.slice(1, 0, cut), .y = cache.k.slice(1, begin, attended)}, stream);
-    copy({.x = v.slice(1, 0, cut), .y = cache.v.slice(1, begin, attended)}, stream);
-    copy({.x = dt.slice(1, 0, cut), .y = cache.dt.slice(1, begin, attended)}, stream);
-    attention({.q = q_rot,
-               .k = cache.k_rot.slice(1, 0, attended),
-               .v = cache.v.slice(1, 0, attended),
-               .o = y.slice(1, 0, cut),
-               .lse = lse,
-               .offset = begin},
-              stream);
-  }
-  if (attended == transpoint_ && !cache.state) {  // the prefix is whole: convert it once, then free it
-    cache.state = context.empty({b, h, n_, p_});
-    fill({.value = 0, .y = cache.state}, stream);
-    if (converter_)
-      ssd_summary(
-          {.k = cache.k, .v = cache.v, .dt = cache.dt, .a_log = a_log_.value(), .state_out = cache.state},
-          stream);
-    cache.k = cache.k_rot = cache.v = cache.dt = Tensor();
-  }
-  if (cut < t)
-    ssd_scan({.q = q.slice(1, cut, t),
-              .k = k.slice(1, cut, t),
-              .v = v.slice(1, cut, t),
-              .dt = dt.slice(1, cut, t),
-              .a_log = a_log_.value(),
-              .d_skip = d_skip_.value(),
-              .state_in = cache.state,
-              .y = y.slice(1, cut, t),
-              .state_out = cache.state},
-             stream);
-
-  const Tensor normed = context.empty({b, t, h, p_});
-  norm(context, y, projected, cut, normed);
-  out_.forward(context, normed.merge(2), residual, /*accumulate=*/true);
-  cache.position += t;
 }
 
 }  // namespace transmamba

@@ -10,15 +10,18 @@ namespace transmamba {
 
 class Mixer {
  public:
-  /// What the forward pass keeps for the backward pass (b batch, T tokens, P the TransPoint, c = h(2n + p)
-  /// channels).
+  /// What both readings share, computed for all tokens (c = h(2n + p) channels).
+  struct Projections {
+    Tensor projected;  // (b, t, c + hp + h) before convolution and softplus: q, k, v, then z, then dt
+    Tensor qkv;        // (b, t, c) after convolution and SiLU
+    Tensor dt;         // (b, t, h)
+  };
+
+  /// What the forward pass keeps for the backward pass (b batch, T tokens, P the TransPoint).
   struct Saved {
     std::int64_t transpoint = 0;
     Tensor u;  // (b, T, d) the layer's input
-    Tensor
-        projected;  // (b, T, c + hp + h): q, k, v before the convolution, then z, then dt before its softplus
-    Tensor qkv;     // (b, T, c) after convolution and SiLU
-    Tensor dt;      // (b, T, h)
+    Projections in;
     Tensor q_rot, k_rot;  // (b, P, h, n) after RoPE
     Tensor lse;           // (b, h, P)
     Tensor state;         // (b, h, n, p) at P: the Memory Converter's result
@@ -59,16 +62,33 @@ class Mixer {
 
   std::int64_t channels() const { return heads_ * (2 * n_ + p_); }
   /// q (part 0), k (1) and v (2) as (b, t, h, width) windows on qkv (b, t, c).
-  template <class AnyView>
-  AnyView head_view(const AnyView& qkv, int part) const;
-  template <class AnyView>
-  AnyView gate_view(const AnyView& projected) const;  // z as (b, t, h, p)
-  template <class AnyView>
-  AnyView step_view(const AnyView& projected) const;  // dt before its softplus, (b, t, h)
-  std::int64_t first_gated(std::int64_t transpoint, std::int64_t tokens) const;
-  /// SiLU(z) where it gates, then the per-head norm.
-  void norm(const Context& context, const Tensor& y, const Tensor& projected, std::int64_t transpoint,
-            View normed) const;
+  Tensor head_view(const Tensor& qkv, int part) const {
+    const std::int64_t begin = part * heads_ * n_, width = part == 2 ? p_ : n_;
+    return qkv.slice(2, begin, begin + heads_ * width).split(2, width);
+  }
+  /// Parts of `projected`: what the convolution reads (b, t, c), z (b, t, h, p), dt before its softplus (b,
+  /// t, h).
+  Tensor conv_view(const Tensor& projected) const { return projected.slice(2, 0, channels()); }
+  Tensor gate_view(const Tensor& projected) const {
+    return projected.slice(2, channels(), channels() + heads_ * p_).split(2, p_);
+  }
+  Tensor step_view(const Tensor& projected) const {
+    return projected.slice(2, channels() + heads_ * p_, channels() + heads_ * (p_ + 1));
+  }
+
+  /// Project and convolve. `halo`: the convolution's inputs before u's first token; absent at the sequence's
+  /// start.
+  Projections project(const Context& context, const Tensor& u, ConstView halo) const;
+  /// The Memory Converter: the state (b, h, n, p) that the SSM starts from after these tokens.
+  void convert(const Context& context, ConstView k, ConstView v, ConstView dt, View state) const;
+  /// The SSM on tokens [cut, t) of `in`, into the same tokens of y (b, t, h, p). `last` may be absent, or
+  /// alias `state`.
+  void scan(const Context& context, const Projections& in, std::int64_t cut, ConstView state, const Tensor& y,
+            View last) const;
+  /// SiLU(z) where it gates, then the per-head norm. Tokens from `cut` on are the SSM's.
+  Tensor gate_and_norm(const Context& context, const Tensor& y, const Projections& in,
+                       std::int64_t cut) const;
+  std::int64_t first_gated(std::int64_t cut, std::int64_t tokens) const;
 };
 
 }  // namespace transmamba

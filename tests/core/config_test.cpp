@@ -37,6 +37,9 @@ std::string error_of(Parse&& parse) {
 std::string word_error(const Words& words) {
   return error_of([&] { from_words(words); });
 }
+std::string training_error(const Words& words) {
+  return error_of([&] { from_words(words).validate_training(); });
+}
 std::string text_error(const std::string& ini, const Words& words = {}) {
   return error_of([&] { from_text(ini, words); });
 }
@@ -262,9 +265,9 @@ TEST(ConfigContradiction, LayerPatternThatIsNone) {
 }
 
 TEST(ConfigContradiction, LayerPatternWithoutAMixer) {
-  EXPECT_THAT(word_error({"--model.layer_pattern=-"}),
+  EXPECT_THAT(training_error({"--model.layer_pattern=-"}),
               AllOf(HasSubstr("\"-\""), HasSubstr("at least one T")));
-  EXPECT_THAT(word_error({"--model.layer_pattern=-T", "--model.num_layers=1"}),
+  EXPECT_THAT(training_error({"--model.layer_pattern=-T", "--model.num_layers=1"}),
               AllOf(HasSubstr("\"-T\""), HasSubstr("model.num_layers = 1")));
 }
 
@@ -278,12 +281,12 @@ TEST(ConfigContradiction, MicroBatchThatDoesNotDivideTheGlobalBatch) {
 }
 
 TEST(ConfigContradiction, WarmUpLongerThanTheRun) {
-  EXPECT_THAT(word_error({"--train.steps=5"}),
+  EXPECT_THAT(training_error({"--train.steps=5"}),
               AllOf(HasSubstr("optimizer.warmup_steps = 10"), HasSubstr("train.steps = 5")));
 }
 
 TEST(ConfigContradiction, SmallestRateAboveTheLargest) {
-  EXPECT_THAT(word_error({"--optimizer.lr=1e-5"}),
+  EXPECT_THAT(training_error({"--optimizer.lr=1e-5"}),
               AllOf(HasSubstr("optimizer.min_lr = 2.5e-05"), HasSubstr("optimizer.lr = 1e-05")));
 }
 

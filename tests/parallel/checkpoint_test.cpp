@@ -134,9 +134,11 @@ TEST_F(CheckpointTest, SetsAsideLaterStepsOfARunThatIsReplaced) {
   loaded.load(folder / "step_00000006.old");  // nothing is lost
   EXPECT_EQ(loaded.bits(), first.bits());
   second.save(folder.path(), 6, 2);
-  second.save(folder.path(), 5, 2);  // once more: the older .old gives way
-  loaded.load(folder / "step_00000006.old");
+  second.save(folder.path(), 5, 2);  // once more: another name
+  loaded.load(folder / "step_00000006.old2");
   EXPECT_EQ(loaded.bits(), second.bits());
+  loaded.load(folder / "step_00000006.old");
+  EXPECT_EQ(loaded.bits(), first.bits());
 }
 
 TEST_F(CheckpointTest, ShowsEveryTensorAtItsGlobalShapeUnderItsReferenceName) {

@@ -147,12 +147,15 @@ TEST(Model, ThreadsDoNotChangeASingleBitOfTheGradients) {
   std::vector<std::vector<float>> grads;
   for (int threads : {1, 2, 3}) {
     const World w(DType::f32, threads);
-    Model model(small(), Schedule{0, 30, 90}, w.context);
+    ModelConfig config = small();
+    config.hidden_size = 256;  // wide enough for products that are cut into tiles
+    config.ffn_hidden_size = 512;
+    Model model(config, Schedule{0, 130, 290}, w.context);
     model.parameters().initialise(7);
     Model::Saved saved;
-    const Tensor logits = model.forward(w.context, w.tokens(2, 130), &saved);
-    model.token_losses(w.context, logits, w.tokens(2, 130, 2), &saved);
-    model.backward(w.context, 1.0 / 260, saved);
+    const Tensor logits = model.forward(w.context, w.tokens(2, 300), &saved);
+    model.token_losses(w.context, logits, w.tokens(2, 300, 2), &saved);
+    model.backward(w.context, 1.0 / 600, saved);
     const Tensor& flat = model.parameters().grads();
     grads.emplace_back(flat.ptr<float>(), flat.ptr<float>() + flat.numel());
   }

@@ -1,0 +1,70 @@
+// Decoding: the forward pass of mixer.cpp for the tokens that follow those in a cache.
+#include <algorithm>
+
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+#include "kernels/rope.h"
+#include "parallel/layers/mixer.h"
+
+namespace transmamba {
+
+Mixer::Cache::Cache(const Context& context, const Mixer& mixer, std::int64_t batch, std::int64_t max_tokens) {
+  const std::int64_t keys = std::min(mixer.transpoint_, max_tokens), h = mixer.heads_;
+  halo = context.empty({batch, mixer.conv_width_ - 1, mixer.channels()});
+  fill({.value = 0, .y = halo}, context.stream);
+  k = context.empty({batch, keys, h, mixer.n_});
+  k_rot = context.empty({batch, keys, h, mixer.n_});
+  v = context.empty({batch, keys, h, mixer.p_});
+  dt = context.empty({batch, keys, h});
+}
+
+void Mixer::decode(const Context& context, const Tensor& u, View residual, Cache& cache) const {
+  const Stream& stream = context.stream;
+  const std::int64_t b = u.dim(0), t = u.dim(1), h = heads_, begin = cache.position;
+  const std::int64_t cut =
+      std::clamp<std::int64_t>(transpoint_ - begin, 0, t);  // of these tokens, how many attend
+  const std::int64_t attended = begin + cut;
+
+  const Projections in = project(context, u, cache.halo);
+  const std::int64_t width = conv_width_ - 1, kept = std::max<std::int64_t>(0, width - t);
+  const Tensor halo = context.empty(cache.halo.shape());
+  copy({.x = cache.halo.slice(1, width - kept, width), .y = halo.slice(1, 0, kept)}, stream);
+  copy({.x = conv_view(in.projected).slice(1, t - (width - kept), t), .y = halo.slice(1, kept, width)},
+       stream);
+  cache.halo = halo;
+
+  const Tensor q = head_view(in.qkv, 0), k = head_view(in.qkv, 1), v = head_view(in.qkv, 2),
+               y = context.empty({b, t, h, p_});
+  if (cut > 0) {
+    check(attended <= cache.k.dim(1), "decode", "cache: made for {} tokens, got token {}", cache.k.dim(1),
+          attended);
+    const Tensor q_rot = context.empty({b, cut, h, n_}), lse = context.empty({b, h, cut});
+    rope({.x = q.slice(1, 0, cut), .y = q_rot, .position = begin, .theta = rope_theta_}, stream);
+    rope({.x = k.slice(1, 0, cut),
+          .y = cache.k_rot.slice(1, begin, attended),
+          .position = begin,
+          .theta = rope_theta_},
+         stream);
+    copy({.x = k.slice(1, 0, cut), .y = cache.k.slice(1, begin, attended)}, stream);
+    copy({.x = v.slice(1, 0, cut), .y = cache.v.slice(1, begin, attended)}, stream);
+    copy({.x = in.dt.slice(1, 0, cut), .y = cache.dt.slice(1, begin, attended)}, stream);
+    attention({.q = q_rot,
+               .k = cache.k_rot.slice(1, 0, attended),
+               .v = cache.v.slice(1, 0, attended),
+               .o = y.slice(1, 0, cut),
+               .lse = lse,
+               .offset = begin},
+              stream);
+  }
+  if (attended == transpoint_ && !cache.state) {  // the prefix is whole: convert it once, then free it
+    cache.state = context.empty({b, h, n_, p_});
+    convert(context, cache.k, cache.v, cache.dt, cache.state);
+    cache.k = cache.k_rot = cache.v = cache.dt = Tensor();
+  }
+  if (cut < t) scan(context, in, cut, cache.state, y, cache.state);
+
+  out_.forward(context, gate_and_norm(context, y, in, cut).merge(2), residual, /*accumulate=*/true);
+  cache.position += t;
+}
+
+}  // namespace transmamba
