@@ -47,6 +47,23 @@ TEST(AdamW, AZeroGradientFromTheStartOnlyDecays) {
   EXPECT_TRUE(near(weight, [](auto&) { return 1.9; }));
 }
 
+TEST(AdamW, MomentsThatFadeBecomeZero) {
+  for (const TestStream& stream : streams()) {
+    Arrays arrays({DType::f32, Layout::contiguous, stream});
+    const Array weight = arrays.dense({2}), zero = arrays.dense({2}), m = arrays.dense({2}),
+                v = arrays.dense({2});
+    for (std::int64_t i : {0, 1}) {
+      set(weight, {i}, 1), set(zero, {i}, 0);
+      set(m, {i}, i == 0 ? -1e-31 : -1e-28), set(v, {i}, i == 0 ? 1e-31 : 1e-28);
+    }
+    adamw({.weight = weight, .grad = zero, .m = m, .v = v, .lr = 0.5}, stream);
+    EXPECT_EQ(m({0}), 0);
+    EXPECT_EQ(v({0}), 0);
+    EXPECT_NE(m({1}), 0);
+    EXPECT_NE(v({1}), 0);
+  }
+}
+
 TEST(AdamW, BadArgumentsAreNamed) {
   const Array x({3}, DType::f64), y({4}, DType::f64), single({3}, DType::f32), none({0}, DType::f64);
   EXPECT_TRUE(
