@@ -26,8 +26,9 @@ DType parse_dtype(const std::string& name) { return name == "float64" ? DType::f
 
 Session::Session(const TrainConfig& config) {
   check(config.device == "cpu", "session",
-        "train.device = {}: the CUDA backend of this version has no kernels for a whole model yet; allowed "
-        "now: cpu",
+        "train.device = {}: this version trains on the CPU; its CUDA kernels work, but no model's tensors "
+        "are put on a GPU "
+        "yet; allowed now: cpu",
         config.device);
   context_.stream.device = Device::cpu;
   context_.stream.threads = config.threads > 0 ? static_cast<int>(config.threads) : available_cores();
