@@ -3,28 +3,26 @@
 // A file is read in blocks of whole lines, a block is cut into segments at line boundaries, segments are
 // encoded by several threads and written in order. Tokenizers give the same ids however text is cut at lines,
 // so the result depends neither on the block size nor on the number of threads.
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <boost/program_options.hpp>
-#include <cerrno>
 #include <chrono>
 #include <cmath>
-#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <iostream>
 #include <limits>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <thread>
 
 #include "core/durable_rename.h"
+#include "core/metrics.h"
+#include "core/progress.h"
+#include "core/text_blocks.h"
 #include "core/tokenizer.h"
 #include "core/tokens.h"
+#include "kernels/cpu/parallel_for.h"
 #include "tools/commands.h"
 
 namespace transmamba {
@@ -34,7 +32,6 @@ namespace fs = std::filesystem;
 namespace po = boost::program_options;
 using Clock = std::chrono::steady_clock;
 
-constexpr std::size_t kBlock = std::size_t{4} << 20;      // bytes read at once
 constexpr std::size_t kSegment = std::size_t{128} << 10;  // bytes encoded at once
 
 struct Options {
@@ -44,124 +41,13 @@ struct Options {
   int threads = 0;
 };
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-std::string duration(double seconds) {
-  const auto s = static_cast<std::int64_t>(std::ceil(seconds));
-  if (s >= 3600) return fmt::format("{} h {:02} min", s / 3600, s % 3600 / 60);
-  if (s >= 60) return fmt::format("{} min {:02} s", s / 60, s % 60);
-  return fmt::format("{} s", s);
-}
-
-std::string bytes(double n) {
-  const char* const units[] = {"B", "kB", "MB", "GB", "TB"};
-  int unit = 0;
-  for (; n >= 1000 && unit < 4; ++unit) n /= 1000;
-  return fmt::format("{:.{}f} {}", n, unit == 0 ? 0 : 1, units[unit]);
-}
-
-/// On a terminal one line that is drawn again; elsewhere a line every ten seconds.
-class Progress {
- public:
-  explicit Progress(std::int64_t total) : total_(total), terminal_(::isatty(STDERR_FILENO) == 1) {}
-  ~Progress() { clear(); }
-
-  void update(std::int64_t done) {
-    if (seconds_since(shown_) < (terminal_ ? 0.2 : 10.0)) return;
-    shown_ = Clock::now();
-    const double seconds = seconds_since(start_), rate = static_cast<double>(done) / std::max(seconds, 1e-3);
-    const double part = std::min(1.0, static_cast<double>(done) / static_cast<double>(total_));
-    const std::string numbers = fmt::format(
-        "{:3.0f} %  {} of {}  {}/s  {} left", 100 * part, bytes(static_cast<double>(done)),
-        bytes(static_cast<double>(total_)), bytes(rate),
-        duration(static_cast<double>(std::max<std::int64_t>(0, total_ - done)) / std::max(rate, 1.0)));
-    if (terminal_) {
-      const auto width = static_cast<std::size_t>(30 * part);
-      fmt::print(stderr, "\rprepare [{}{}] {}\x1b[K", std::string(width, '#'), std::string(30 - width, '.'),
-                 numbers);
-      drawn_ = true;
-    } else {
-      fmt::print(stderr, "prepare: {}\n", numbers);
-    }
-    std::fflush(stderr);
-  }
-
-  void clear() {
-    if (drawn_) fmt::print(stderr, "\r\x1b[K");
-    drawn_ = false;
-  }
-
- private:
-  std::int64_t total_;
-  bool terminal_, drawn_ = false;
-  Clock::time_point start_ = Clock::now(), shown_ = start_;
-};
-
-/// A file as blocks that end at line boundaries. A line longer than a block is cut where `may_cut_lines`,
-/// before a space or at least between characters; else the block grows to hold it.
-class BlockReader {
- public:
-  BlockReader(const fs::path& path, bool may_cut_lines)
-      : path_(path), may_cut_lines_(may_cut_lines), fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    check(fd_ >= 0, "prepare", "{}: {}", path.string(), std::strerror(errno));
-    buffer_.resize(kBlock);
-  }
-  ~BlockReader() { ::close(fd_); }
-  BlockReader(const BlockReader&) = delete;
-  BlockReader& operator=(const BlockReader&) = delete;
-
-  /// The next block, valid until the next call; empty at the end of the file.
-  std::string_view next() {
-    std::memmove(buffer_.data(), buffer_.data() + given_, filled_ - given_);
-    filled_ -= given_;
-    for (given_ = 0;;) {
-      const bool end = !fill();
-      if (end) return give(filled_);
-      const std::size_t newline = std::string_view(buffer_.data(), filled_).rfind('\n');
-      if (newline != std::string_view::npos) return give(newline + 1);
-      if (may_cut_lines_) return give(boundary());
-      buffer_.resize(2 * buffer_.size());
-    }
-  }
-
- private:
-  std::string_view give(std::size_t size) { return {buffer_.data(), given_ = size}; }
-
-  bool fill() {  // false at the end of the file
-    while (filled_ < buffer_.size()) {
-      const ssize_t n = ::read(fd_, buffer_.data() + filled_, buffer_.size() - filled_);
-      if (n < 0 && errno == EINTR) continue;
-      check(n >= 0, "prepare", "{}: cannot be read: {}", path_.string(), std::strerror(errno));
-      if (n == 0) return false;
-      filled_ += static_cast<std::size_t>(n);
-    }
-    return true;
-  }
-
-  std::size_t boundary() const {
-    const std::string_view text(buffer_.data(), filled_);
-    const std::size_t space = text.rfind(' ');
-    if (space != std::string_view::npos && space > filled_ / 2) return space;
-    std::size_t at = filled_ - 1;
-    while (at > filled_ - 4 && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
-    return at;
-  }
-
-  fs::path path_;
-  bool may_cut_lines_;
-  int fd_;
-  std::string buffer_;
-  std::size_t filled_ = 0, given_ = 0;
-};
-
 struct Segment {
   std::string_view text;  // for .jsonl one line
   Split split;
   bool ends_document;  // after this segment
   std::int64_t line;   // of a .jsonl file, from 1
   std::vector<std::int32_t> tokens;
+  std::exception_ptr error;
 };
 
 std::string text_of_json(std::string_view line, const fs::path& path, std::int64_t number) {
@@ -180,14 +66,17 @@ std::string text_of_json(std::string_view line, const fs::path& path, std::int64
 class Preparation {
  public:
   Preparation(const Options& options, const Tokenizer& tokenizer, const fs::path& output, std::int64_t total)
-      : tokenizer_(tokenizer), writer_(output, tokenizer), threads_(options.threads), progress_(total) {
+      : tokenizer_(tokenizer),
+        writer_(output, tokenizer),
+        threads_(options.threads),
+        progress_("prepare", total) {
     if (options.validation_fraction > 0)
       validation_from_ = total - std::llround(options.validation_fraction * static_cast<double>(total));
   }
 
   void add(const fs::path& path) {
     const bool json = path.extension() == ".jsonl";
-    BlockReader reader(path, !json);
+    TextBlocks reader(path, !json);
     std::int64_t line = 0;
     line_start_ = true;
     for (std::string_view block = reader.next(); !block.empty(); block = reader.next()) {
@@ -239,7 +128,7 @@ class Preparation {
   }
 
   Segment take(std::string_view& block, std::size_t size, bool ends_document) {
-    Segment segment{block.substr(0, size), split_, ends_document, 0, {}};
+    Segment segment{block.substr(0, size), split_, ends_document, 0, {}, {}};
     line_start_ = segment.text.back() == '\n';
     done_ += static_cast<std::int64_t>(size);
     block.remove_prefix(size);
@@ -247,32 +136,19 @@ class Preparation {
   }
 
   void encode(std::vector<Segment>& segments, bool json, const fs::path& path) const {
-    std::atomic<std::size_t> next = 0;
-    std::atomic<bool> failed = false;
-    std::exception_ptr error;
-    std::size_t first_failed = std::numeric_limits<std::size_t>::max();
-    std::mutex mutex;
-    const auto work = [&] {
-      for (std::size_t i; !failed && (i = next++) < segments.size();) {
-        Segment& segment = segments[i];
-        try {
-          if (!json)
-            segment.tokens = tokenizer_.encode(segment.text);
-          else if (segment.text.find_first_not_of(" \t\r\n") != std::string_view::npos)
-            segment.tokens = tokenizer_.encode(text_of_json(segment.text, path, segment.line));
-        } catch (...) {
-          const std::lock_guard lock(mutex);
-          if (i < first_failed) first_failed = i, error = std::current_exception();
-          failed = true;
-        }
+    cpu::parallel_for(std::ssize(segments), {.threads = threads_}, [&](std::int64_t i) {
+      Segment& segment = segments[static_cast<std::size_t>(i)];
+      try {
+        if (!json)
+          segment.tokens = tokenizer_.encode(segment.text);
+        else if (segment.text.find_first_not_of(" \t\r\n") != std::string_view::npos)
+          segment.tokens = tokenizer_.encode(text_of_json(segment.text, path, segment.line));
+      } catch (...) {
+        segment.error = std::current_exception();
       }
-    };
-    std::vector<std::thread> helpers;
-    for (int t = 1; t < std::min<std::int64_t>(threads_, std::ssize(segments)); ++t)
-      helpers.emplace_back(work);
-    work();
-    for (std::thread& helper : helpers) helper.join();
-    if (error) std::rethrow_exception(error);
+    });
+    for (const Segment& segment : segments)  // the first in the file, whichever thread met one first
+      if (segment.error) std::rethrow_exception(segment.error);
   }
 
   const Tokenizer& tokenizer_;
@@ -371,19 +247,21 @@ int prepare(std::vector<std::string> arguments) {
 
   const TokenWriter& writer = preparation.writer();
   const std::int64_t train = writer.size(Split::train), validation = writer.size(Split::validation);
-  check(train > 0, "prepare", "no tokens for training in {} of input", bytes(static_cast<double>(total)));
+  check(train > 0, "prepare", "no tokens for training in {} of input", format_bytes(total));
   check(options.validation_fraction == 0 || validation > 0, "prepare",
         "--validation-fraction {}: no line begins in that part of the input", options.validation_fraction);
   preparation.finish();
   temporary.keep_as(options.output);
 
   const std::int64_t documents = writer.num_documents(Split::train) + writer.num_documents(Split::validation);
-  const double seconds = seconds_since(start), done = static_cast<double>(preparation.bytes_done());
+  const double seconds = std::max(1e-3, std::chrono::duration<double>(Clock::now() - start).count());
+  const std::int64_t done = preparation.bytes_done();
   fmt::print("{}: {} documents, {} tokens", options.output, documents, train + validation);
   if (validation > 0) fmt::print(" ({} for validation)", validation);
   fmt::print(", tokenizer {} with a vocabulary of {}\n", tokenizer->name(), tokenizer->vocab_size());
-  fmt::print("{} bytes read, {:.2f} bytes a token, {:.1f} s, {}/s\n", preparation.bytes_done(),
-             done / static_cast<double>(train + validation), seconds, bytes(done / std::max(seconds, 1e-3)));
+  fmt::print("{} bytes read, {:.2f} bytes a token, {:.1f} s, {:.1f} MB/s\n", done,
+             static_cast<double>(done) / static_cast<double>(train + validation), seconds,
+             static_cast<double>(done) / seconds / 1e6);
   return 0;
 }
 
