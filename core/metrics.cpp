@@ -58,7 +58,7 @@ std::string format_line(const StepMetrics& m) {
   return fmt::format(
       "step {:>{}}/{}  loss {:.4f}  grad_norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  {:.0f}% of peak  {}  {} "
       "left",
-      m.step, fmt::formatted_size("{}", m.steps), m.steps, m.loss, m.grad_norm, m.lr, m.tokens_per_second,
+      m.step, std::to_string(m.steps).size(), m.steps, m.loss, m.grad_norm, m.lr, m.tokens_per_second,
       100 * m.peak_fraction, format_bytes(m.memory_bytes), format_duration(m.seconds_left));
 }
 

@@ -188,7 +188,7 @@ def work(a, do, environment={}, limit=None, **job):
     return json.loads(call([a.python, __file__, "--worker", do, json.dumps(job)], environment, limit).splitlines()[-1])
 
 
-def ours(a, folder, steps, environment={}, **keys):
+def ours(a, folder, steps, **keys):
     """One run of our program: seconds of its steps but the first two, what it printed and its peak memory."""
     keys = {"model.vocab_size": a.vocab, "model.hidden_size": a.hidden, "model.num_layers": a.layers,
             "model.transpoints": a.transpoints, "model.transpoint_unit": "fraction", "data.path": folder / "tokens",
@@ -196,7 +196,7 @@ def ours(a, folder, steps, environment={}, **keys):
             "train.steps": steps + 2, "train.threads": a.threads, "optimizer.warmup_steps": 0,
             "log.metrics": folder / "metrics.jsonl", **keys}
     (folder / "run.cfg").write_text("".join("[{1}]\n{2} = {0}\n".format(v, *k.split(".")) for k, v in keys.items()))
-    text = call([a.program, "train", folder / "run.cfg", *a.extra], environment)
+    text = call([a.program, "train", folder / "run.cfg", *a.extra])
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     tokens = int(keys["train.global_batch"]) * int(keys["train.seq_len"])
     return {"text": text, "seconds": {"": [tokens / x["tokens_per_second"] for x in lines[2:]]},
@@ -211,7 +211,6 @@ def compare(a, folder):
     print("\nhidden {hidden_size}, {num_layers} layers {layer_pattern}, {num_heads} heads of {qk_head_dim}, FFN "
           "{ffn_hidden_size}, vocabulary {vocab_size}, T {seq_len}, batch {batch}, {dtype}".format(**config),
           f"\n{count} parameters, TransPoints {points}, {a.threads} threads")
-    mine = min(({}, PASSIVE), key=lambda e: median(ours(a, folder, 6, e)["seconds"][""]))
     job = {"config": config, "threads": a.threads, "compile": False}
     tried = []
     for e in ({}, PASSIVE, KEEP_MEMORY, PASSIVE | KEEP_MEMORY):
@@ -221,9 +220,9 @@ def compare(a, folder):
     if answer["parameters"] != int(count):
         sys.exit(f"PyTorch's model has {answer['parameters']} parameters, ours {count}")
     name = lambda e: " ".join(f"{k}={v}" for k, v in e.items()) or "the environment as it is"
-    print(f"best for ours: {name(mine)}\nbest for PyTorch {answer['version']}: chunk {chunk}, {name(theirs)}")
+    print(f"best for PyTorch {answer['version']}: chunk {chunk}, {name(theirs)}")
     job |= {"chunks": [chunk], "warmup": 3, "steps": a.steps}
-    rows = {"ours, whole step": lambda: ours(a, folder, a.steps, mine),
+    rows = {"ours, whole step": lambda: ours(a, folder, a.steps),
             "PyTorch, forward and backward": lambda: work(a, "measure", theirs, **job),
             "PyTorch, compiled": lambda: work(a, "measure", theirs, a.compile, **job | {"compile": True})}
     runs = {row: [] for row in rows if a.compile or "compiled" not in row}
