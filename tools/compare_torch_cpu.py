@@ -168,7 +168,8 @@ def call(command, environment={}, limit=None):
     done = subprocess.run([*map(str, command)], env=os.environ | environment, capture_output=True, text=True,
                           timeout=limit)
     if done.returncode:
-        sys.exit(f"{' '.join(map(str, command[:3]))} failed:\n{done.stderr.strip() or done.stdout.strip()}")
+        what = f"{' '.join(map(str, command[:3]))} ended with {done.returncode}"  # -N: signal N
+        sys.exit(f"{what}:\n{done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
 
 
