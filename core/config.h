@@ -59,6 +59,21 @@ struct TrainConfig {
   bool operator==(const TrainConfig&) const = default;
 };
 
+/// How the ranks share the work (DESIGN of the mesh: parallel/mesh.h).
+struct ParallelConfig {
+  std::int64_t tp = 1;  ///< tensor: heads, MLP columns and vocabulary, and the tokens between layers
+  std::int64_t cp = 1;  ///< context: the sequence
+  std::int64_t pp = 1;  ///< pipeline: the layers
+  std::int64_t dp = 0;  ///< data: the batch; 0: ranks / (tp cp pp)
+  std::string cp_layout = "balanced";  ///< contiguous, zigzag, striped, balanced
+  std::int64_t cp_chunk = 0;           ///< tokens of a stripe; 0: seq_len / (8 cp), at least 1
+  std::int64_t virtual_stages = 1;     ///< model chunks a pipeline rank; above 1: interleaved 1F1B
+  std::int64_t bucket_mb = 25;         ///< MiB of gradients a reduce-scatter
+  std::filesystem::path machine;       ///< what `bench --quick` measured; empty: built-in numbers
+  std::int64_t timeout = 600;          ///< seconds a rank waits for the others in one call before it gives up
+  bool operator==(const ParallelConfig&) const = default;
+};
+
 struct OptimizerConfig {
   double lr = 2.5e-4;
   double min_lr = 2.5e-5;
@@ -84,6 +99,8 @@ struct LogConfig {
   std::filesystem::path
       metrics;             ///< one JSON object a step; empty: metrics.jsonl in checkpoint.path, or none
   std::int64_t every = 1;  ///< steps between lines
+  std::filesystem::path communication;  ///< table of all communication, as JSON; empty: communication.json in
+                                        ///< checkpoint.path, or none
   bool operator==(const LogConfig&) const = default;
 };
 
@@ -91,6 +108,7 @@ struct Config {
   ModelConfig model;
   DataConfig data;
   TrainConfig train;
+  ParallelConfig parallel;
   OptimizerConfig optimizer;
   CheckpointConfig checkpoint;
   LogConfig log;

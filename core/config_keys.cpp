@@ -162,6 +162,24 @@ std::vector<ConfigKey> make_keys() {
       integer(MEMBER(train.validate_every), 0, kAny, "steps between validations; 0: only at the end"),
       integer(MEMBER(train.validate_sequences), 1, kCount, "validation sequences, at most"),
 
+      integer(MEMBER(parallel.tp), 1, kWidth, "tensor parallel ranks: they share heads, MLPs and vocabulary"),
+      integer(MEMBER(parallel.cp), 1, kWidth, "context parallel ranks: they share the sequence"),
+      integer(MEMBER(parallel.pp), 1, kWidth, "pipeline parallel ranks: they share the layers"),
+      integer(MEMBER(parallel.dp), 0, kWidth,
+              "data parallel ranks: they share the batch; 0: ranks / (tp cp pp)"),
+      choice(MEMBER(parallel.cp_layout), {"contiguous", "zigzag", "striped", "balanced"},
+             "how the sequence is dealt to cp ranks; balanced: by what a token costs at its position"),
+      integer(MEMBER(parallel.cp_chunk), 0, kCount,
+              "tokens of a stripe of cp_layout = striped; 0: seq_len / (8 cp)"),
+      integer(MEMBER(parallel.virtual_stages), 1, 65536,
+              "model chunks a pipeline rank; above 1: interleaved 1F1B"),
+      integer(MEMBER(parallel.bucket_mb), 1, 65536,
+              "MiB of gradients in one reduce-scatter, which runs beside the backward pass"),
+      text(MEMBER(parallel.machine), anything, "a path",
+           "what `bench --quick` measured; empty: built-in numbers. Used to balance layouts and stages"),
+      integer(MEMBER(parallel.timeout), 1, 1 << 20,
+              "seconds that a rank waits for the others in one call before it ends the run"),
+
       real(MEMBER(optimizer.lr), 0, kUnbounded, "[)", "largest learning rate"),
       real(MEMBER(optimizer.min_lr), 0, kUnbounded, "[)", "learning rate of the last step"),
       integer(MEMBER(optimizer.warmup_steps), 0, kAny, "steps of linear warm-up"),
@@ -183,6 +201,9 @@ std::vector<ConfigKey> make_keys() {
       text(MEMBER(log.metrics), anything, "a path",
            "file of one JSON object a step; empty: metrics.jsonl in checkpoint.path, or none"),
       integer(MEMBER(log.every), 1, kAny, "steps between lines"),
+      text(MEMBER(log.communication), anything, "a path",
+           "calls, bytes and seconds of all communication as JSON; empty: communication.json in "
+           "checkpoint.path, or none"),
   };
 }
 #undef MEMBER

@@ -198,7 +198,7 @@ TEST(ConfigUnknownKey, FindsTheRightWordInTheWrongSectionOrInNone) {
   EXPECT_THAT(text_error("micro_batch = 3"), HasSubstr("nearest is train.micro_batch"));
   EXPECT_THAT(word_error({"--clip-grad", "3"}),
               AllOf(HasSubstr("nearest is optimizer.clip_grad"),
-                    HasSubstr("sections are model, data, train, optimizer, checkpoint, log")));
+                    HasSubstr("sections are model, data, train, parallel, optimizer, checkpoint, log")));
 }
 
 TEST(ConfigValues, RejectWhatIsNoInteger) {

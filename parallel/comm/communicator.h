@@ -1,0 +1,156 @@
+// How ranks talk: one interface, whatever carries the bytes.
+//
+//   parallel/comm/communicator.{h,cpp}  the interface; a group of one rank needs no more than it
+//   parallel/comm/threads.{h,cpp}       the threads of one process as ranks, for tests
+//   parallel/comm/mpi.{h,cpp}           MPI
+//   parallel/comm/recorder.{h,cpp}      counts of calls, bytes and seconds, by axis and purpose
+//
+// All ranks of a group make the same collective calls in the same order. Where they do not, every rank of the
+// group throws an Error that names both calls and where they stand in the source.
+//
+// Buffers are contiguous views of f32, f64 or i32 (sums of i32 wrap; max works for all three). They belong to
+// a call from start_x() until wait() returns. Reductions have a fixed order: the same call on the same
+// numbers gives the same bits, on every rank and in every run.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <source_location>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "kernels/types.h"
+#include "parallel/comm/recorder.h"
+
+namespace transmamba {
+
+enum class Reduce : std::uint8_t { sum, max };
+
+/// A view that goes to, or comes from, another rank of the group.
+struct Outgoing {
+  int peer = 0;
+  ConstView data;
+};
+struct Incoming {
+  int peer = 0;
+  View data;
+};
+
+/// One call as an implementation sees it. `purpose` is a name for tables and messages and must be a literal.
+struct Call {
+  enum class Kind : std::uint8_t {
+    all_reduce,
+    all_gather,
+    reduce_scatter,
+    broadcast,
+    exchange,
+    send,
+    receive,
+    barrier
+  };
+  Kind kind = Kind::barrier;
+  std::string_view purpose;
+  ConstView in = {};
+  View out = {};
+  Reduce reduce = Reduce::sum;
+  int peer = 0;                             ///< the root of a broadcast; the other side of send and receive
+  int tag = 0;                              ///< of send and receive
+  std::span<const Outgoing> outgoing = {};  ///< of exchange; only valid during start()
+  std::span<const Incoming> incoming = {};
+  std::source_location where = {};
+};
+std::string to_string(
+    const Call& call);  ///< "all_gather of 128 bytes for tokens at parallel/layers/x.cpp:12"
+
+/// A call under way. Waiting twice does nothing the second time; the destructor waits, unless an exception is
+/// passing.
+class Pending {
+ public:
+  class Work {  ///< what an implementation makes of a call
+   public:
+    virtual ~Work() = default;
+    virtual void wait() = 0;
+  };
+  Pending() = default;
+  Pending(std::unique_ptr<Work> work);  // NOLINT: a started call is pending
+  Pending(Pending&&) noexcept = default;
+  Pending& operator=(Pending&&) noexcept;
+  ~Pending();
+  void wait();
+
+ private:
+  std::unique_ptr<Work> work_;
+};
+
+class Communicator {
+ public:
+  using Site = std::source_location;
+  virtual ~Communicator() = default;
+  Communicator(const Communicator&) = delete;
+  Communicator& operator=(const Communicator&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  const std::string& axis() const { return axis_; }  ///< its name: "tp", "world", ..
+  Recorder& recorder() const { return *recorder_; }
+
+  // Every call has a form that returns at once and a form that waits.
+
+  /// x = reduction over the ranks of x.
+  [[nodiscard]] Pending start_all_reduce(std::string_view purpose, View x, Reduce reduce = Reduce::sum,
+                                         Site where = Site::current());
+  /// all = the `mine` of rank 0, 1, ..; all.numel() = size() mine.numel(). `mine` may be its own part of
+  /// `all`.
+  [[nodiscard]] Pending start_all_gather(std::string_view purpose, ConstView mine, View all,
+                                         Site where = Site::current());
+  /// mine = part rank() of the sum over the ranks of `all`; the conjugate of all_gather. `mine` may be its
+  /// own part of `all`; the rest of `all` is left undefined.
+  [[nodiscard]] Pending start_reduce_scatter(std::string_view purpose, View all, View mine,
+                                             Site where = Site::current());
+  [[nodiscard]] Pending start_broadcast(std::string_view purpose, View x, int root,
+                                        Site where = Site::current());
+  /// Sends and receives at most one message a peer (itself included: a copy); both sides know the sizes, and
+  /// empty messages are left out. A collective call: every rank of the group makes it, also with nothing to
+  /// say.
+  [[nodiscard]] Pending start_exchange(std::string_view purpose, std::span<const Outgoing> outgoing,
+                                       std::span<const Incoming> incoming, Site where = Site::current());
+  /// Between two ranks; a message meets the receive of its tag (0 <= tag < 2^20). Sends complete without a
+  /// receive having been started.
+  [[nodiscard]] Pending start_send(std::string_view purpose, ConstView data, int peer, int tag,
+                                   Site where = Site::current());
+  [[nodiscard]] Pending start_receive(std::string_view purpose, View data, int peer, int tag,
+                                      Site where = Site::current());
+
+  void all_reduce(std::string_view purpose, View x, Reduce reduce = Reduce::sum,
+                  Site where = Site::current());
+  void all_gather(std::string_view purpose, ConstView mine, View all, Site where = Site::current());
+  void reduce_scatter(std::string_view purpose, View all, View mine, Site where = Site::current());
+  void broadcast(std::string_view purpose, View x, int root, Site where = Site::current());
+  void exchange(std::string_view purpose, std::span<const Outgoing> outgoing,
+                std::span<const Incoming> incoming, Site where = Site::current());
+  void send(std::string_view purpose, ConstView data, int peer, int tag, Site where = Site::current());
+  void receive(std::string_view purpose, View data, int peer, int tag, Site where = Site::current());
+  void barrier(std::string_view purpose, Site where = Site::current());
+
+  /// A collective call: ranks of equal `color` become a group named `axis`, in the order of `order`.
+  std::unique_ptr<Communicator> split(std::string axis, int color, int order);
+
+ protected:
+  Communicator(std::string axis, int rank, int size, std::shared_ptr<Recorder> recorder);
+  /// Called with size() > 1 and checked arguments only (split also with 1).
+  virtual std::unique_ptr<Pending::Work> start(const Call& call) = 0;
+  virtual std::unique_ptr<Communicator> make_split(std::string axis, int color, int order) = 0;
+  std::shared_ptr<Recorder> recorder_;
+
+ private:
+  Pending begin(const Call& call);
+  std::string axis_;
+  int rank_, size_;
+};
+
+/// A group of this rank alone: every call is a copy or nothing.
+std::unique_ptr<Communicator> self_communicator(std::string axis = "world",
+                                                std::shared_ptr<Recorder> recorder = nullptr);
+
+}  // namespace transmamba

@@ -1,0 +1,36 @@
+// Counts what ranks say to each other: calls, bytes and seconds by axis and purpose.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <utility>
+
+namespace transmamba {
+
+/// Of one rank. Bytes are those that this rank sends to others in the best algorithm (of n ranks): all_gather
+/// (n - 1) mine, reduce_scatter (n - 1) / n all, all_reduce 2 (n - 1) / n x, broadcast x at the root,
+/// exchange and send what goes to others. `seconds` run from start to completion as waited for, `exposed` is
+/// the part that the rank spent waiting inside start() and wait().
+struct Traffic {
+  std::int64_t calls = 0, bytes = 0;
+  double seconds = 0, exposed = 0;
+  Traffic& operator+=(const Traffic& other);
+};
+
+class Recorder {
+ public:
+  using Key = std::pair<std::string, std::string>;  ///< axis, purpose
+  void add(std::string_view axis, std::string_view purpose, const Traffic& traffic);
+  std::map<Key, Traffic> table() const;
+  Traffic total(std::string_view purpose) const;  ///< over all axes
+  void reset();
+
+ private:
+  mutable std::mutex mutex_;
+  std::map<Key, Traffic> table_;
+};
+
+}  // namespace transmamba

@@ -1,0 +1,35 @@
+// Context parallelism deals the tokens of a sequence to ranks: which rank holds which runs of tokens.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace transmamba {
+
+/// Tokens [begin, end) of a sequence.
+struct Segment {
+  std::int64_t begin = 0, end = 0;
+  std::int64_t size() const { return end - begin; }
+  bool operator==(const Segment&) const = default;
+};
+
+/// segments[rank]: in ascending order, never two that touch, none empty. Every rank holds the same number of
+/// tokens, and every token has one rank.
+struct ContextLayout {
+  std::vector<std::vector<Segment>> segments;
+  std::int64_t tokens_per_rank() const;
+};
+
+/// `name`: contiguous (rank r holds run r), zigzag (of 2 cp runs, r and 2 cp - 1 - r), striped (runs of
+/// `chunk` tokens dealt 0 .. cp-1, cp-1 .. 0, and so on; chunk 0: seq_len / (8 cp), at least 1) or balanced
+/// (by `cost`, the cost of the token at each position over all layers: the ranks' sums are as equal as few
+/// segments allow). Throws Error with the numbers that would work where seq_len cannot be dealt so.
+ContextLayout make_layout(const std::string& name, std::int64_t seq_len, std::int64_t cp, std::int64_t chunk,
+                          std::span<const double> cost);
+
+/// Largest rank's sum of `cost` over the mean: 1 is perfect.
+double imbalance(const ContextLayout& layout, std::span<const double> cost);
+
+}  // namespace transmamba
