@@ -12,8 +12,8 @@
 namespace transmamba {
 
 template <class AnyView>
-std::size_t bytes_of(const AnyView& view) {
-  return static_cast<std::size_t>(view.numel() * size_of(view.dtype()));
+std::size_t bytes_of(const AnyView& view) {  // an absent view has the shape of a scalar
+  return view ? static_cast<std::size_t>(view.numel() * size_of(view.dtype())) : 0;
 }
 
 /// Memory that is not cleared first.
