@@ -20,14 +20,21 @@ struct Segment {
 struct ContextLayout {
   std::vector<std::vector<Segment>> segments;
   std::int64_t tokens_per_rank() const;
+  bool operator==(const ContextLayout&) const = default;
 };
 
 /// `name`: contiguous (rank r holds run r), zigzag (of 2 cp runs, r and 2 cp - 1 - r), striped (runs of
-/// `chunk` tokens dealt 0 .. cp-1, cp-1 .. 0, and so on; chunk 0: seq_len / (8 cp), at least 1) or balanced
-/// (by `cost`, the cost of the token at each position over all layers: the ranks' sums are as equal as few
-/// segments allow). Throws Error with the numbers that would work where seq_len cannot be dealt so.
+/// `chunk` tokens dealt 0 .. cp-1, cp-1 .. 0, and so on; chunk 0: the largest divisor of seq_len / cp up to
+/// seq_len / (8 cp), at least 1) or balanced (by `cost`, the cost of the token at each position over all
+/// layers: the ranks' sums are as equal as few segments allow). Only balanced reads `cost`, one number >= 0 a
+/// token. Deterministic: every rank computes the same. Throws Error with the numbers that would work where
+/// seq_len cannot be dealt so: contiguous and balanced need a multiple of cp, zigzag of 2 cp, striped of
+/// chunk * cp.
 ContextLayout make_layout(const std::string& name, std::int64_t seq_len, std::int64_t cp, std::int64_t chunk,
                           std::span<const double> cost);
+
+/// Throws make_layout's Error, without the work.
+void check_layout(const std::string& name, std::int64_t seq_len, std::int64_t cp, std::int64_t chunk);
 
 /// Largest rank's sum of `cost` over the mean: 1 is perfect.
 double imbalance(const ContextLayout& layout, std::span<const double> cost);
