@@ -111,7 +111,11 @@ Tensor Model::forward(const Context& context, const Tensor& tokens, Saved* saved
 Tensor Model::token_losses(const Context& context, const Tensor& logits, const Tensor& targets,
                            Saved* saved) const {
   const Tensor loss = context.empty(targets.shape()), lse = context.empty(targets.shape());
-  cross_entropy({.logits = logits, .targets = targets, .loss = loss, .lse = lse}, context.stream);
+  const Tensor partial = context.empty({2, targets.dim(0), targets.dim(1)});
+  vocab_max({.logits = logits, .maximum = lse}, context.stream);
+  cross_entropy_partial({.logits = logits, .targets = targets, .maximum = lse, .partial = partial},
+                        context.stream);
+  cross_entropy_loss({.maximum = lse, .partial = partial, .loss = loss, .lse = lse}, context.stream);
   if (saved) saved->logits = logits, saved->targets = targets, saved->lse = lse;
   return loss;
 }
