@@ -8,7 +8,8 @@ namespace transmamba {
 /// o_i = sum_{j <= i + offset} softmax_j(q_i . k_j / sqrt(n)) v_j.
 /// q (b, tq, h, n); k (b, tk, h, n); v (b, tk, h, p); o (b, tq, h, p); lse (b, h, tq): log of the softmax's
 /// sum. `offset` is the position of q[0] less that of k[0], so that a decoder or a later segment sees the
-/// keys before it: offset >= 0. Memory: O(block^2) a thread.
+/// keys before it: offset >= 0. tk may be less than tq + offset (every key is then seen by the last query) or
+/// more (the last keys are seen by none). Memory: O(block^2) a thread.
 struct Attention {
   ConstView q, k, v;
   View o;
@@ -17,13 +18,15 @@ struct Attention {
 };
 TRANSMAMBA_KERNEL(attention, Attention);
 
-/// Gradients of Attention; probabilities are recomputed from lse. dq, dk, dv are overwritten
-/// (keys that no query sees get zero). Deterministic.
+/// Gradients of Attention; probabilities are recomputed from lse. dq is overwritten. dk and dv are
+/// overwritten (keys that no query sees get zero) or, with `accumulate`, added to (such keys keep what they
+/// had), so that several runs of queries can share their keys. Deterministic.
 struct AttentionBackward {
   ConstView dout;  ///< gradient of o
   ConstView q, k, v, o, lse;
   View dq, dk, dv;
   std::int64_t offset = 0;
+  bool accumulate = false;  ///< dk += and dv += instead of =
 };
 TRANSMAMBA_KERNEL(attention_backward, AttentionBackward);
 

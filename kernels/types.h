@@ -80,7 +80,8 @@ struct fmt::formatter<transmamba::DType> : transmamba::PrintedByToString<transma
 namespace transmamba {
 
 /// A strided window on memory that somebody else owns. Strides count elements, not bytes. Every kernel
-/// asks for stride 1 in the last dim. A default-constructed view is "absent" and tests false.
+/// asks for stride 1 in the last dim. A default-constructed view is "absent" and tests false. Every kernel
+/// takes no tokens (an extent b or t of 0, whatever the address) and does nothing then.
 /// `Byte` is `const std::byte` for inputs and `std::byte` for outputs.
 template <class Byte>
 class BasicView {
@@ -107,6 +108,7 @@ class BasicView {
   std::int64_t stride(int i) const { return stride_[i]; }
   std::int64_t numel() const { return shape_.numel(); }
   bool contiguous() const {
+    if (numel() == 0) return true;
     std::int64_t step = 1;
     for (int i = rank() - 1; i >= 0; step *= shape_[i--])
       if (shape_[i] != 1 && stride_[i] != step) return false;
@@ -148,9 +150,10 @@ class BasicView {
     }
     return out;
   }
-  /// Dims `d` and `d + 1` joined; they must lie one after the other in memory.
+  /// Dims `d` and `d + 1` joined; they must lie one after the other in memory, unless the view is empty.
   BasicView merge(int d) const {
-    check(d + 1 < rank() && (shape_[d] <= 1 || shape_[d + 1] * stride_[d + 1] == stride_[d]), "view",
+    const bool follows = d + 1 < rank() && (shape_[d] <= 1 || shape_[d + 1] * stride_[d + 1] == stride_[d]);
+    check(follows || (d + 1 < rank() && numel() == 0), "view",
           "dims {} and {} of {} with strides {} cannot be merged", d, d + 1, shape_, stride_);
     BasicView out;
     out.data_ = data_, out.dtype_ = dtype_;

@@ -84,7 +84,7 @@ void backward_head(const AttentionBackward& a, std::int64_t b, std::int64_t h) {
   }
   for (std::int64_t j0 = 0; j0 < tk; j0 += kKeyBlock) {
     const std::int64_t keys = std::min(kKeyBlock, tk - j0);
-    for (std::int64_t j = j0; j < j0 + keys; ++j) {
+    for (std::int64_t j = j0; j < j0 + keys && !a.accumulate; ++j) {
       std::fill_n(a.dk.ptr<T>(b, j, h), n, T(0));
       std::fill_n(a.dv.ptr<T>(b, j, h), p, T(0));
     }

@@ -30,6 +30,7 @@ struct Backward {
   T* dot;  // (b, h, tq): sum_j P_ij dP_ij = dout_i . o_i
   std::int64_t tq, tk, heads, n, p, offset, blocks;
   T scale;
+  bool accumulate;
 };
 
 /// Which head and which row this warp owns.
@@ -66,6 +67,10 @@ __device__ void clear_row(T* row, std::int64_t width) {
 template <class T>
 __device__ void store_row(const T* row, T factor, T* out, std::int64_t width) {
   for (std::int64_t c = threadIdx.x % kWarp; c < width; c += kWarp) out[c] = row[c] * factor;
+}
+template <class T>
+__device__ void add_row(const T* row, T* out, std::int64_t width) {
+  for (std::int64_t c = threadIdx.x % kWarp; c < width; c += kWarp) out[c] += row[c];
 }
 template <class T>
 __device__ T dot(const T* x, const T* y, std::int64_t n) {
@@ -206,8 +211,13 @@ __global__ void key_gradient(Backward<T> a) {
     add_tile(dv, T(1), weight, douts, dout_step, p);
   }
   if (!exists) return;
-  store_row(dk, T(1), a.dk(at.b, at.row, at.h), n);
-  store_row(dv, T(1), a.dv(at.b, at.row, at.h), p);
+  if (a.accumulate) {
+    add_row(dk, a.dk(at.b, at.row, at.h), n);
+    add_row(dv, a.dv(at.b, at.row, at.h), p);
+  } else {
+    store_row(dk, T(1), a.dk(at.b, at.row, at.h), n);
+    store_row(dv, T(1), a.dv(at.b, at.row, at.h), p);
+  }
 }
 
 std::int64_t blocks_of(std::int64_t rows) { return (rows + kRows - 1) / kRows; }
@@ -267,7 +277,8 @@ void attention_backward(const AttentionBackward& a, const Stream& stream) {
                           p,
                           a.offset,
                           blocks_of(tq),
-                          T(1) / std::sqrt(static_cast<T>(n))};
+                          T(1) / std::sqrt(static_cast<T>(n)),
+                          a.accumulate};
     launch(op, stream, {b * h * arguments.blocks, kRows * kWarp}, row_dots<T>, arguments);
     launch(op, stream, grid_of<T>(b * h * arguments.blocks, n, p, 2 * n + p), query_gradient<T>, arguments);
     arguments.blocks = blocks_of(tk);

@@ -15,10 +15,10 @@
 
 #include <cstdint>
 #include <memory>
-#include <source_location>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "kernels/types.h"
 #include "parallel/comm/recorder.h"
@@ -26,6 +26,15 @@
 namespace transmamba {
 
 enum class Reduce : std::uint8_t { sum, max };
+
+/// Where a call stands in the source. As std::source_location, which clang 14 does not have.
+struct Site {
+  const char* file = "";
+  int line = 0;
+  static constexpr Site current(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
 
 /// A view that goes to, or comes from, another rank of the group.
 struct Outgoing {
@@ -58,16 +67,17 @@ struct Call {
   int tag = 0;                              ///< of send and receive
   std::span<const Outgoing> outgoing = {};  ///< of exchange; only valid during start()
   std::span<const Incoming> incoming = {};
-  std::source_location where = {};
+  Site where = {};
 };
-std::string to_string(
-    const Call& call);  ///< "all_gather of 128 bytes for tokens at parallel/layers/x.cpp:12"
+const char* to_string(Call::Kind kind);
+/// "all_gather of 128 bytes (32 float32) for tokens at parallel/layers/x.cpp:12"
+std::string to_string(const Call& call);
 
-/// A call under way. Waiting twice does nothing the second time; the destructor waits, unless an exception is
-/// passing.
+/// A call under way. Waiting twice does nothing the second time. The destructor waits too, unless an
+/// exception is passing; it swallows what the wait throws, which the group's next call throws again.
 class Pending {
  public:
-  class Work {  ///< what an implementation makes of a call
+  class Work {  ///< what an implementation makes of a call; destroyed without wait() it is given up
    public:
     virtual ~Work() = default;
     virtual void wait() = 0;
@@ -75,18 +85,20 @@ class Pending {
   Pending() = default;
   Pending(std::unique_ptr<Work> work);  // NOLINT: a started call is pending
   Pending(Pending&&) noexcept = default;
-  Pending& operator=(Pending&&) noexcept;
+  Pending& operator=(Pending&& other) noexcept;
   ~Pending();
   void wait();
 
  private:
+  void finish() noexcept;
   std::unique_ptr<Work> work_;
+  int exceptions_ = 0;  ///< that were passing when the call was started
 };
 
 class Communicator {
  public:
-  using Site = std::source_location;
-  virtual ~Communicator() = default;
+  using Site = transmamba::Site;
+  virtual ~Communicator();
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
 
@@ -111,12 +123,12 @@ class Communicator {
   [[nodiscard]] Pending start_broadcast(std::string_view purpose, View x, int root,
                                         Site where = Site::current());
   /// Sends and receives at most one message a peer (itself included: a copy); both sides know the sizes, and
-  /// empty messages are left out. A collective call: every rank of the group makes it, also with nothing to
-  /// say.
+  /// empty messages may be left out. A collective call: every rank of the group makes it, also with nothing
+  /// to say.
   [[nodiscard]] Pending start_exchange(std::string_view purpose, std::span<const Outgoing> outgoing,
                                        std::span<const Incoming> incoming, Site where = Site::current());
-  /// Between two ranks; a message meets the receive of its tag (0 <= tag < 2^20). Sends complete without a
-  /// receive having been started.
+  /// Between two ranks, or of a rank to itself; a message meets the receive of its tag (0 <= tag < kMaxTag),
+  /// in order. Sends complete without a receive having been started.
   [[nodiscard]] Pending start_send(std::string_view purpose, ConstView data, int peer, int tag,
                                    Site where = Site::current());
   [[nodiscard]] Pending start_receive(std::string_view purpose, View data, int peer, int tag,
@@ -133,20 +145,31 @@ class Communicator {
   void receive(std::string_view purpose, View data, int peer, int tag, Site where = Site::current());
   void barrier(std::string_view purpose, Site where = Site::current());
 
-  /// A collective call: ranks of equal `color` become a group named `axis`, in the order of `order`.
-  std::unique_ptr<Communicator> split(std::string axis, int color, int order);
+  /// A collective call: ranks of equal `color` >= 0 become a group named `axis`, in the order of `order`.
+  std::unique_ptr<Communicator> split(std::string axis, int color, int order, Site where = Site::current());
+
+  static constexpr int kMaxTag = 1 << 20;
 
  protected:
   Communicator(std::string axis, int rank, int size, std::shared_ptr<Recorder> recorder);
-  /// Called with size() > 1 and checked arguments only (split also with 1).
+  /// Called with size() > 1 and checked arguments only. An exchange is without empty messages and those to
+  /// itself, and a message's peer is another rank. May return null for a call that is complete.
   virtual std::unique_ptr<Pending::Work> start(const Call& call) = 0;
-  virtual std::unique_ptr<Communicator> make_split(std::string axis, int color, int order) = 0;
+  /// The group of `members`, ranks of this group in their new order; more than one, with this rank among
+  /// them. They all call this at the same time, and no others; `split` counts the splits of this group.
+  virtual std::unique_ptr<Communicator> make_split(std::string axis, const std::vector<int>& members,
+                                                   int split) = 0;
   std::shared_ptr<Recorder> recorder_;
 
  private:
+  class Timed;
+  struct OwnMessages;
   Pending begin(const Call& call);
+  Pending begin_exchange(Call call);
+  Pending begin_own_message(const Call& call);
   std::string axis_;
-  int rank_, size_;
+  int rank_, size_, splits_ = 0;
+  std::shared_ptr<OwnMessages> own_messages_;  ///< to itself
 };
 
 /// A group of this rank alone: every call is a copy or nothing.

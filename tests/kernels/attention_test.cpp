@@ -108,6 +108,62 @@ TEST(Attention, GradientsAgreeInEveryVariantAndHaveTheSameBitsAgain) {
   }
 }
 
+TEST(Attention, QueriesInSegmentsAddUpToTheGradientsOfTheirKeys) {
+  for (const Variant& variant : variants())
+    for (const Sizes& z : {Sizes{2, 150, 200, 2, 8, 6, 40}, Sizes{1, 9, 9, 2, 4, 3, 0}}) {
+      const Problem whole(variant, z), s(variant, z);
+      whole.forward(), whole.backward();
+      s.forward();
+      bool first = true;  // the second segment before the first: order is free
+      for (const auto& [begin, end] :
+           {std::pair<std::int64_t, std::int64_t>{z.tq / 3, z.tq}, {0, z.tq / 3}, {z.tq / 3, z.tq / 3}}) {
+        const auto of = [&, begin = begin, end = end](const View& x, int dim) {
+          return x.slice(dim, begin, end);
+        };
+        // Keys past the segment's last query may be there or not.
+        const std::int64_t tk = first ? z.tk : std::min(z.tk, end + z.offset);
+        const auto keys = [&](const View& x) { return x.slice(1, 0, tk); };
+        attention_backward({.dout = of(s.dout, 1),
+                            .q = of(s.q, 1),
+                            .k = keys(s.k),
+                            .v = keys(s.v),
+                            .o = of(s.o, 1),
+                            .lse = of(s.lse, 2),
+                            .dq = of(s.dq, 1),
+                            .dk = keys(s.dk),
+                            .dv = keys(s.dv),
+                            .offset = z.offset + begin,
+                            .accumulate = !first},
+                           variant.stream);
+        first = false;
+      }
+      for (auto member : {&Problem::dq, &Problem::dk, &Problem::dv})
+        EXPECT_TRUE(near(s.*member, [&](auto& at) { return get(whole.*member, at); }));
+    }
+}
+
+TEST(Attention, AccumulatingLeavesKeysThatNoQuerySeesAlone) {
+  for (const Variant& variant : variants()) {
+    const Problem s(variant, {1, 3, 200, 1, 4, 4, 60});
+    s.forward();
+    for (const Array& sum : {s.dk, s.dv}) for_each_index(sum->shape(), [&](auto& at) { set(sum, at, 7); });
+    attention_backward({.dout = s.dout,
+                        .q = s.q,
+                        .k = s.k,
+                        .v = s.v,
+                        .o = s.o,
+                        .lse = s.lse,
+                        .dq = s.dq,
+                        .dk = s.dk,
+                        .dv = s.dv,
+                        .offset = 60,
+                        .accumulate = true},
+                       variant.stream);
+    for (std::int64_t j = 0; j < 200; ++j) EXPECT_EQ(s.dv({0, j, 0, 0}) == 7, j > 62) << "key " << j;
+    for (std::int64_t j = 63; j < 200; ++j) EXPECT_EQ(s.dk({0, j, 0, 0}), 7);
+  }
+}
+
 TEST(Attention, LargeScoresDoNotOverflow) {
   for (const TestStream& stream : streams()) {
     const Problem s({DType::f32, Layout::contiguous, stream}, {1, 80, 80, 1, 4, 4, 0});
