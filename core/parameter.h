@@ -31,6 +31,8 @@ struct ParameterSpec {
   ShardSpec shard;   ///< global shape, and this rank's slice of it
   Init init;
   bool weight_decay = false;
+  bool primary =
+      true;  ///< false: a copy; another rank holds the one that counts in norms and goes to checkpoints
 };
 
 struct Parameter : ParameterSpec {
