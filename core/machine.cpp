@@ -1,0 +1,239 @@
+#include "core/machine.h"
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <utility>
+#include <vector>
+
+#include "kernels/check.h"
+
+namespace transmamba {
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr auto kWhere = "machine";
+
+// One list of members for reading and writing; `io(name, member)` is told each.
+template <class M, class F>
+void for_each_op(M& m, F&& io) {
+  io("attention", m.attention);
+  io("scan", m.scan);
+  io("summary", m.summary);
+  io("conv", m.conv);
+  io("norm", m.norm);
+  io("swiglu", m.swiglu);
+  io("rope", m.rope);
+  io("copy", m.copy);
+  io("embedding", m.embedding);
+  io("cross_entropy", m.cross_entropy);
+  io("adamw", m.adamw);
+}
+template <class L, class F>
+void for_each_link(L& links, F&& io) {
+  io("all_reduce", links.all_reduce);
+  io("all_gather", links.all_gather);
+  io("reduce_scatter", links.reduce_scatter);
+  io("exchange", links.exchange);
+  io("send", links.send);
+}
+
+/// Reads keys of nested objects, and knows the whole name of each for messages.
+class Reader {
+ public:
+  Reader(const Json& json, std::string file, std::string path = "")
+      : json_(json), file_(std::move(file)), path_(std::move(path)) {
+    check(json_.is_object(), kWhere, "{}: expected {} to be an object", file_, path_.empty() ? "it" : path_);
+  }
+  Reader at(const std::string& key) const { return {value(key), file_, name(key)}; }
+  void read(const std::string& key, double& out) const {
+    const Json& v = value(key);
+    check(v.is_number() && std::isfinite(v.get<double>()) && v.get<double>() >= 0, kWhere,
+          "{}: {}: expected a number of at least 0, got {}", file_, name(key), v.dump());
+    out = v.get<double>();
+  }
+  void read(const std::string& key, std::int64_t& out) const {
+    const Json& v = value(key);
+    check(v.is_number_integer() && v.get<std::int64_t>() >= 1, kWhere,
+          "{}: {}: expected an integer of at least 1, got {}", file_, name(key), v.dump());
+    out = v.get<std::int64_t>();
+  }
+  void read(const std::string& key, std::string& out) const {
+    const Json& v = value(key);
+    check(v.is_string(), kWhere, "{}: {}: expected text, got {}", file_, name(key), v.dump());
+    out = v.get<std::string>();
+  }
+
+ private:
+  std::string name(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
+  const Json& value(const std::string& key) const {
+    check(json_.contains(key), kWhere, "{}: {} is missing; `transmamba bench --quick` writes such a file",
+          file_, name(key));
+    return json_.at(key);
+  }
+  const Json& json_;
+  std::string file_, path_;
+};
+
+Links read_links(const Reader& in) {
+  Links links;
+  in.read("ranks", links.ranks);
+  for_each_link(links, [&](const char* name, LinkCost& link) {
+    in.at(name).read("latency", link.latency);
+    in.at(name).read("byte", link.byte);
+  });
+  return links;
+}
+
+Json write_links(const Links& links) {
+  Json out{{"ranks", links.ranks}};
+  for_each_link(links, [&](const char* name, const LinkCost& link) {
+    out[name] = {{"latency", link.latency}, {"byte", link.byte}};
+  });
+  return out;
+}
+
+}  // namespace
+
+double Machine::gemm(double m, double n, double k) const {
+  const double size = dtype == "float64" ? 8 : dtype == "bfloat16" ? 2 : 4;
+  return gemm_call + gemm_flop * 2 * m * n * k + gemm_byte * size * (m * k + k * n + m * n);
+}
+
+const Links& Machine::links(std::int64_t extent) const {
+  return extent <= ranks_per_host ? within_host : between_hosts;
+}
+
+Machine Machine::load(const std::filesystem::path& file) {
+  const std::string name = file.string();
+  std::ifstream in(file, std::ios::binary);
+  check(
+      in.is_open() && !std::filesystem::is_directory(file), kWhere,
+      "{}: cannot read this machine file (parallel.machine); `transmamba bench --quick --output FILE` makes "
+      "one",
+      name);
+  const Json json = Json::parse(in, nullptr, /*allow_exceptions=*/false);
+  check(json.is_object(), kWhere, "{}: expected a JSON object", name);
+  const Reader top(json, name);
+  Machine m;
+  std::int64_t version = 0;
+  top.read("version", version);
+  check(version == kVersion, kWhere,
+        "{}: version: expected {}, got {}; measure again with `transmamba bench`", name, kVersion, version);
+  top.read("name", m.name);
+  top.read("measured_on", m.measured_on);
+  top.read("dtype", m.dtype);
+  check(m.dtype == "float32" || m.dtype == "float64" || m.dtype == "bfloat16", kWhere,
+        "{}: dtype: expected one of float32, float64, bfloat16, got \"{}\"", name, m.dtype);
+  top.at("gemm").read("call", m.gemm_call);
+  top.at("gemm").read("flop", m.gemm_flop);
+  top.at("gemm").read("byte", m.gemm_byte);
+  for_each_op(m, [&](const char* op, OpCost& cost) {
+    const Reader at = top.at(op);
+    at.read("call", cost.call);
+    at.read("forward", cost.forward);
+    at.read("backward", cost.backward);
+  });
+  top.read("ranks_per_host", m.ranks_per_host);
+  m.within_host = read_links(top.at("within_host"));
+  m.between_hosts = read_links(top.at("between_hosts"));
+  return m;
+}
+
+void Machine::save(const std::filesystem::path& file) const {
+  Json json{{"version", kVersion}, {"name", name}, {"measured_on", measured_on}, {"dtype", dtype}};
+  json["gemm"] = {{"call", gemm_call}, {"flop", gemm_flop}, {"byte", gemm_byte}};
+  for_each_op(*this, [&](const char* op, const OpCost& cost) {
+    json[op] = {{"call", cost.call}, {"forward", cost.forward}, {"backward", cost.backward}};
+  });
+  json["ranks_per_host"] = ranks_per_host;
+  json["within_host"] = write_links(within_host);
+  json["between_hosts"] = write_links(between_hosts);
+  std::ofstream out(file, std::ios::binary);
+  out << json.dump(2) << '\n';
+  out.flush();
+  check(out.good(), kWhere, "{}: cannot write: {}", file.string(), std::strerror(errno));
+}
+
+Machine Machine::of(const std::filesystem::path& file, const std::string& device) {
+  if (!file.empty()) return load(file);
+  return device == "cuda" ? builtin_h200() : builtin_cpu();
+}
+
+Machine Machine::builtin_cpu() {
+  Machine m;
+  m.name = "built-in CPU";
+  m.measured_on = "one core of an Intel Xeon, 2026-11";
+  m.dtype = "float32";
+  m.gemm_call = 2e-6, m.gemm_flop = 1.0 / 100e9, m.gemm_byte = 1.0 / 20e9;
+  m.attention = {5e-6, 3.5e-11, 9.0e-11};
+  m.scan = {5e-6, 1.2e-10, 4.0e-10};
+  m.summary = {5e-6, 4.0e-11, 9.0e-11};
+  m.conv = {2e-6, 2.0e-9, 5.0e-9};
+  m.norm = {1e-6, 1.0e-9, 3.0e-9};
+  m.swiglu = {1e-6, 1.5e-9, 3.0e-9};
+  m.rope = {1e-6, 1.0e-9, 1.0e-9};
+  m.copy = {1e-6, 3.0e-10, 0};
+  m.embedding = {1e-6, 3.0e-10, 5.0e-10};
+  m.cross_entropy = {1e-6, 1.0e-9, 1.0e-9};
+  m.adamw = {1e-6, 2.0e-9, 0};
+  m.ranks_per_host = 64;
+  const LinkCost shared{5e-6, 1.0 / 5e9}, network{30e-6, 1.0 / 1.2e9};
+  m.within_host = {shared, shared, shared, shared, shared, 2};
+  m.between_hosts = {network, network, network, network, network, 2};
+  return m;
+}
+
+Machine Machine::builtin_h200() {
+  Machine m;
+  m.name = "built-in H200";
+  m.measured_on = "DESIGN section 5: one H200, PyTorch 2.11, cuDNN, mamba-ssm 2.3.2; bfloat16";
+  m.dtype = "bfloat16";
+  // The units of the table's shape: batch 2, T 8192, 16 heads of 96.
+  constexpr double kPairs = 2.0 * 16 * 8192 * 8193 / 2 * (96 + 96);
+  constexpr double kStates = 2.0 * 16 * 8192 * 96 * 96;
+  constexpr double kByte = 1 / 4.27e12, kLaunch = 4e-6;
+  // Elementwise work is the bytes it reads and writes, two an element, at the speed of a device copy.
+  const auto moves = [](double forward, double backward) {
+    return OpCost{kLaunch, 2 * forward * kByte, 2 * backward * kByte};
+  };
+  m.gemm_call = kLaunch, m.gemm_flop = 1 / 700e12, m.gemm_byte = 0;
+  m.attention = {kLaunch, 0.865e-3 / kPairs, 2.58e-3 / kPairs};
+  m.scan = {kLaunch, 0.44e-3 / kStates, 2.4e-3 / kStates};
+  m.summary = {kLaunch, 0.55e-3 / kStates, 1.4e-3 / kStates};
+  m.conv = moves(2, 3);
+  m.norm = moves(2, 4);
+  m.swiglu = moves(3, 5);
+  m.rope = moves(2, 2);
+  m.copy = moves(2, 0);
+  m.embedding = moves(2, 3);
+  m.cross_entropy = moves(1, 2);
+  m.adamw = {kLaunch, 28 * kByte, 0};  // fp32 weight, two moments and their writes, gradient
+  m.ranks_per_host = 8;
+  m.within_host = {{8e-6, 1 / 334e9}, {8e-6, 1 / 289e9}, {8e-6, 1 / 270e9},
+                   {8e-6, 1 / 359e9}, {8e-6, 1 / 359e9}, 2};
+  const LinkCost network{15e-6, 1 / 45e9};
+  m.between_hosts = {network, network, network, network, network, 2};
+  return m;
+}
+
+double collective_seconds(const LinkCost& link, std::int64_t ranks, double bytes, double steps) {
+  return ranks <= 1 ? 0 : steps * link.latency + bytes * link.byte;
+}
+
+double all_reduce_seconds(const Links& links, std::int64_t ranks, double bytes) {
+  const auto n = static_cast<double>(ranks);
+  return collective_seconds(links.all_reduce, ranks, 2 * (n - 1) / n * bytes, 2 * (n - 1));
+}
+double all_gather_seconds(const Links& links, std::int64_t ranks, double bytes) {
+  const auto n = static_cast<double>(ranks);
+  return collective_seconds(links.all_gather, ranks, (n - 1) / n * bytes, n - 1);
+}
+double reduce_scatter_seconds(const Links& links, std::int64_t ranks, double bytes) {
+  const auto n = static_cast<double>(ranks);
+  return collective_seconds(links.reduce_scatter, ranks, (n - 1) / n * bytes, n - 1);
+}
+
+}  // namespace transmamba

@@ -1,0 +1,145 @@
+#include "parallel/step_time.h"
+
+#include <algorithm>
+#include <map>
+
+namespace transmamba {
+namespace {
+
+double real(std::int64_t x) { return static_cast<double>(x); }
+
+/// Tokens of a micro-batch on one context rank.
+double rank_tokens(const Config& c) {
+  return real(c.train.micro_batch) * real(c.train.seq_len) / real(c.parallel.cp);
+}
+
+/// `gathers` all-gathers and `scatters` reduce-scatters of a micro-batch's activations (b, t, d) over tp.
+double tp_seconds(const RankShare& share, int gathers, int scatters) {
+  const Config& c = share.config;
+  const Links& links = share.machine.links(c.parallel.tp);
+  const double bytes = rank_tokens(c) * real(c.model.hidden_size) * element_bytes(c);
+  return gathers * all_gather_seconds(links, c.parallel.tp, bytes) +
+         scatters * reduce_scatter_seconds(links, c.parallel.tp, bytes);
+}
+
+/// The mixing of one sequence, for each context rank.
+std::vector<Seconds> mixing_by_rank(const RankShare& share, std::int64_t transpoint) {
+  const Config& c = share.config;
+  std::vector<Seconds> by_rank;
+  for (const std::vector<Segment>& mine : share.layout.segments) {
+    Seconds& sum = by_rank.emplace_back();
+    for (const Segment& s : mine)
+      sum += mixing_seconds(c.model, share.machine, transpoint, c.train.seq_len, s.begin, s.end,
+                            c.parallel.tp, c.parallel.cp > 1);
+  }
+  return by_rank;
+}
+
+std::size_t most_segments(const ContextLayout& layout) {
+  std::size_t most = 0;
+  for (const auto& mine : layout.segments) most = std::max(most, mine.size());
+  return most;
+}
+
+/// Keys and values of [0, P), summaries, and the convolution's halo. Backward gathers keys and values again,
+/// and returns their gradients.
+Seconds cp_seconds(const RankShare& share, std::int64_t transpoint) {
+  const Config& c = share.config;
+  const std::int64_t cp = c.parallel.cp;
+  if (cp == 1) return {};
+  const Links& links = share.machine.links(c.parallel.tp * cp);
+  const double heads = real(c.model.num_heads) / real(c.parallel.tp), n = real(c.model.qk_head_dim),
+               p = real(c.model.v_head_dim), bytes = element_bytes(c), batch = real(c.train.micro_batch);
+  const double segments = real(static_cast<std::int64_t>(most_segments(share.layout)));
+  const auto exchange = [&](double whole) {  // every rank ends up with the whole, from all others at once
+    return collective_seconds(links.exchange, cp, whole * real(cp - 1) / real(cp), 1);
+  };
+  Seconds seconds;
+  if (transpoint > 0) {
+    const double keys = exchange(batch * real(transpoint) * heads * (n + p) * bytes);
+    seconds += {keys, 2 * keys};
+  }
+  if (transpoint < c.train.seq_len) {
+    const double states = all_gather_seconds(
+        links, cp, real(cp) * segments * batch * heads * (n * p + 1) * std::max(bytes, 4.0));
+    seconds += {states, states};
+  }
+  if (c.model.conv_width > 1) {
+    const double halo = batch * segments * real(c.model.conv_width - 1) * heads * (2 * n + p) * bytes;
+    const double once = collective_seconds(links.exchange, cp, halo, 1);
+    seconds += {once, once};
+  }
+  return seconds;
+}
+
+}  // namespace
+
+double element_bytes(const Config& config) { return config.train.dtype == "float64" ? 8 : 4; }
+
+LayerTime mixer_time(const RankShare& share, std::int64_t transpoint) {
+  const Config& c = share.config;
+  Seconds busiest;
+  for (const Seconds& mixing : mixing_by_rank(share, transpoint))
+    if (mixing.total() > busiest.total()) busiest = mixing;
+  LayerTime time;
+  time.compute = mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp);
+  time.compute += busiest * real(c.train.micro_batch);
+  time.tp = {tp_seconds(share, 1, 1), tp_seconds(share, 2, 1)};
+  time.cp = cp_seconds(share, transpoint);
+  return time;
+}
+
+LayerTime mlp_time(const RankShare& share) {
+  const Config& c = share.config;
+  return {mlp_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp),
+          {tp_seconds(share, 1, 1), tp_seconds(share, 2, 1)},
+          {}};
+}
+
+LayerTime embedding_time(const RankShare& share) {
+  const Config& c = share.config;
+  return {embedding_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp),
+          {tp_seconds(share, 0, 1), tp_seconds(share, 1, 0)},
+          {}};
+}
+
+LayerTime head_time(const RankShare& share) {
+  const Config& c = share.config;
+  return {head_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp),
+          {tp_seconds(share, 1, 0), tp_seconds(share, 1, 1)},
+          {}};
+}
+
+std::vector<LayerTime> layer_times(const RankShare& share, std::span<const std::int64_t> transpoints) {
+  std::map<std::int64_t, LayerTime> mixers;  // many layers share a TransPoint
+  for (const std::int64_t transpoint : transpoints)
+    if (!mixers.contains(transpoint)) mixers[transpoint] = mixer_time(share, transpoint);
+  const LayerTime mlp = mlp_time(share);
+  std::vector<LayerTime> times;
+  std::size_t mixer = 0;
+  for (std::int64_t i = 0; i < share.config.model.num_layers; ++i)
+    times.push_back(share.config.model.kind(i) == 'T' ? mixers[transpoints[mixer++]] : mlp);
+  return times;
+}
+
+double waiting_imbalance(const RankShare& share, std::span<const std::int64_t> transpoints) {
+  const auto ranks = static_cast<double>(share.layout.segments.size());
+  const double batch = real(share.config.train.micro_batch);
+  double longest = 0, mean = 0;
+  for (const LayerTime& layer : layer_times(share, transpoints)) longest += layer.compute.total();
+  longest += embedding_time(share).compute.total() + head_time(share).compute.total();
+  mean = longest;
+  std::map<std::int64_t, double> excess;
+  for (const std::int64_t transpoint : transpoints) {
+    if (!excess.contains(transpoint)) {
+      double most = 0, sum = 0;
+      for (const Seconds& mixing : mixing_by_rank(share, transpoint))
+        most = std::max(most, mixing.total()), sum += mixing.total();
+      excess[transpoint] = batch * (most - sum / ranks);
+    }
+    mean -= excess[transpoint];
+  }
+  return mean > 0 ? longest / mean : 1;
+}
+
+}  // namespace transmamba

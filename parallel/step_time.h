@@ -1,0 +1,48 @@
+// Seconds of a layer, a stage and a step on one rank of a mesh: core/step_cost.h's for the tokens that a
+// context layout deals to it, and what it says to others meanwhile.
+#pragma once
+
+#include <span>
+
+#include "core/step_cost.h"
+#include "parallel/context/layout.h"
+#include "parallel/pipeline/partition.h"
+
+namespace transmamba {
+
+/// Where seconds go. Communication counts as exposed, which is pessimistic where an implementation hides it.
+struct LayerTime {
+  Seconds compute, tp, cp;
+  Seconds total() const { return {forward(), backward()}; }
+  double forward() const { return compute.forward + tp.forward + cp.forward; }
+  double backward() const { return compute.backward + tp.backward + cp.backward; }
+  LayerTime& operator+=(const LayerTime& other) {
+    compute += other.compute, tp += other.tp, cp += other.cp;
+    return *this;
+  }
+};
+
+/// What the functions below need to know of a run. `parallel` is resolved (parallel/degrees.h), or has dp = 0
+/// where that does not matter.
+struct RankShare {
+  const Config& config;
+  const Machine& machine;
+  const ContextLayout& layout;
+};
+
+/// One micro-batch through a mixer with this TransPoint, on the context rank that takes longest.
+LayerTime mixer_time(const RankShare& share, std::int64_t transpoint);
+LayerTime mlp_time(const RankShare& share);
+LayerTime embedding_time(const RankShare& share);
+LayerTime head_time(const RankShare& share);
+/// Of every layer in order; `transpoints`: one a mixer.
+std::vector<LayerTime> layer_times(const RankShare& share, std::span<const std::int64_t> transpoints);
+
+/// Busiest context rank's mixing over the mean, as if in every mixer all waited for the busiest: 1 is
+/// perfect. What does not depend on positions counts as evenly dealt.
+double waiting_imbalance(const RankShare& share, std::span<const std::int64_t> transpoints);
+
+/// Bytes of an element of train.dtype.
+double element_bytes(const Config& config);
+
+}  // namespace transmamba
