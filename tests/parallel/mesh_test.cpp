@@ -32,7 +32,7 @@ Config awkward() {
   c.train.steps = 10;
   c.train.dtype = "float64";
   c.train.seed = 5;
-  c.optimizer.lr = 1e-2;
+  c.optimizer.lr = 1e-3;
   c.optimizer.warmup_steps = 0;
   c.optimizer.clip_grad = 0.5;
   c.parallel.bucket_mb = 1;
