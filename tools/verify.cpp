@@ -196,9 +196,9 @@ void verify_curve(const Context& context, const Hdf5File& golden, const Config& 
 
 }  // namespace
 
-int verify(std::vector<std::string> arguments) {
+int verify(Process& process, std::vector<std::string> arguments) {
   if (arguments.empty() || is_help(arguments[0]) || arguments[0].starts_with("--"))
-    return print_usage(kUsage, arguments);
+    return print_usage(process, kUsage, arguments);
   const std::filesystem::path path = arguments[0];
   arguments.erase(arguments.begin());
   // float64 unless told otherwise; --dtype is short for --train.dtype.
@@ -224,7 +224,7 @@ int verify(std::vector<std::string> arguments) {
         "{} tokens and "
         "at most {} steps",
         path.string(), batches[1], batches[2] - 1, batches[0]);
-  Session session(config.train);
+  Session session(config.train, process.ranks_on_cores());
   const Context& context = session.context();
   const std::vector<std::int64_t> transpoints = resolve_transpoints(config.model, config.train.seq_len);
 

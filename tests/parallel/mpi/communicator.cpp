@@ -3,12 +3,10 @@
 //                communicator timeout      a rank that does not come is named
 //                communicator latency      prints the time of small calls
 // Ends with 1 on the first failure.
-#define OMPI_SKIP_MPICXX 1
-#include <mpi.h>
-
 #include <chrono>
 #include <thread>
 
+#include "launch/process.h"
 #include "parallel/comm/agree.h"
 #include "parallel/comm/mpi.h"
 #include "tests/parallel/communicator_contract.h"
@@ -45,10 +43,9 @@ void expect_parts(const std::string& text, std::initializer_list<const char*> pa
 }
 
 /// Each on a communicator of its own, for a mismatch breaks it for good.
-void mismatch() {
+void mismatch(const Process& process) {
   const auto fresh = [] { return mpi_world(nullptr, 20); };
-  int rank = 0, size = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &size);
+  const int rank = process.rank(), size = process.size();
   const bool odd = rank == size - 1;
   std::vector<float> x(100000), y(100000);
   {
@@ -137,37 +134,30 @@ void latency(Communicator& world) {
   }
 }
 
-int run(const std::string& what) {
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  try {
-    if (what == "contract") {
-      contract(*mpi_world(nullptr, 60));
-      contract(*mpi_world(nullptr, 60, 1000));  // long messages are cut in pieces
-      agreement(*mpi_world(nullptr, 60));
-    } else if (what == "mismatch") {
-      mismatch();
-    } else if (what == "timeout") {
-      timeout();
-    } else if (what == "latency") {
-      latency(*mpi_world(nullptr, 60));
-    } else {
-      fail("contract", "nothing is called {}", what);
-    }
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "rank {}: {}\n", rank, error.what());
-    std::fflush(nullptr);
-    MPI_Abort(MPI_COMM_WORLD, 1);
+void run(const Process& process, const std::string& what) {
+  if (what == "contract") {
+    contract(*mpi_world(nullptr, 60));
+    contract(*mpi_world(nullptr, 60, 1000));  // long messages are cut in pieces
+    agreement(*mpi_world(nullptr, 60));
+  } else if (what == "mismatch") {
+    mismatch(process);
+  } else if (what == "timeout") {
+    timeout();
+  } else if (what == "latency") {
+    latency(*mpi_world(nullptr, 60));
+  } else {
+    fail("contract", "nothing is called {}", what);
   }
-  return 0;
 }
 
 }  // namespace
 }  // namespace transmamba
 
 int main(int argc, char** argv) {
-  MPI_Init(&argc, &argv);
-  const int code = transmamba::run(argc > 1 ? argv[1] : "");
-  MPI_Finalize();
-  return code;
+  return transmamba::run_command([&](const transmamba::Process& process) {
+    transmamba::check(process.size() > 1, "contract",
+                      "this is to be started by mpirun, with more than one rank");
+    transmamba::run(process, argc > 1 ? argv[1] : "");
+    return 0;
+  });
 }
