@@ -12,6 +12,8 @@ int prepare(std::vector<std::string> arguments);
 int train(std::vector<std::string> arguments);
 int verify(std::vector<std::string> arguments);
 int generate(std::vector<std::string> arguments);
+int plan(std::vector<std::string> arguments);
+int bench(std::vector<std::string> arguments);
 
 inline bool is_help(const std::string& word) { return word == "--help" || word == "-h" || word == "help"; }
 

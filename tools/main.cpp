@@ -14,11 +14,13 @@ struct Command {
   std::string_view summary;
 };
 
-constexpr std::array<Command, 4> kCommands = {{
+constexpr std::array<Command, 6> kCommands = {{
     {"prepare", prepare, "turn text into a token file"},
     {"train", train, "train a model from a configuration"},
     {"verify", verify, "check this build against a file of the reference implementation"},
     {"generate", generate, "write text with a trained model"},
+    {"plan", plan, "show how N ranks will share a model, and how long a step will take"},
+    {"bench", bench, "measure this machine for plans, layouts and stages"},
 }};
 
 std::string usage() {
