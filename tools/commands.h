@@ -14,6 +14,8 @@ int prepare(Process& process, std::vector<std::string> arguments);
 int train(Process& process, std::vector<std::string> arguments);
 int verify(Process& process, std::vector<std::string> arguments);
 int generate(Process& process, std::vector<std::string> arguments);
+int plan(Process& process, std::vector<std::string> arguments);
+int bench(Process& process, std::vector<std::string> arguments);
 
 inline bool is_help(const std::string& word) { return word == "--help" || word == "-h" || word == "help"; }
 

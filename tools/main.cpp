@@ -15,11 +15,13 @@ struct Command {
   std::string_view summary;
 };
 
-constexpr std::array<Command, 4> kCommands = {{
+constexpr std::array<Command, 6> kCommands = {{
     {"prepare", prepare, true, "turn text into a token file"},
     {"train", train, false, "train a model from a configuration"},
     {"verify", verify, false, "check this build against a file of the reference implementation"},
     {"generate", generate, true, "write text with a trained model"},
+    {"plan", plan, true, "show how N ranks will share a model, and how long a step will take"},
+    {"bench", bench, true, "measure this machine for plans, layouts and stages"},
 }};
 
 std::string usage() {
