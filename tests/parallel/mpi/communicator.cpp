@@ -3,6 +3,7 @@
 //                communicator timeout      a rank that does not come is named
 //                communicator latency      prints the time of small calls
 // Ends with 1 on the first failure.
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -120,17 +121,21 @@ void agreement(Communicator& world) {
       {"rank 1: [data] is broken"});
 }
 
+/// The best of some runs: other users of the machine only ever make it slower.
 void latency(Communicator& world) {
   for (const std::int64_t count : {1, 1000, 100000, 4000000}) {
     std::vector<float> x(static_cast<std::size_t>(count));
-    const int calls = count > 100000 ? 5 : 2000;
-    world.barrier("start");
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < calls; ++i) world.all_reduce("latency", view(x));
-    const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - start;
+    const int calls = count > 100000 ? 1 : 100, runs = count > 100000 ? 5 : 30;
+    double best = 1e30;
+    for (int run = 0; run < runs; ++run) {
+      world.barrier("start");
+      const auto start = std::chrono::steady_clock::now();
+      for (int i = 0; i < calls; ++i) world.all_reduce("latency", view(x));
+      const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - start;
+      best = std::min(best, time.count() / calls);
+    }
     if (world.rank() == 0)
-      fmt::print("all_reduce of {} bytes on {} ranks: {:.1f} us\n", 4 * count, world.size(),
-                 time.count() / calls);
+      fmt::print("all_reduce of {} bytes on {} ranks: {:.1f} us\n", 4 * count, world.size(), best);
   }
 }
 
