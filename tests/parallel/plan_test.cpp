@@ -33,6 +33,8 @@ TEST(Plan, BalancesV9OnEveryMachine) {
       const LayoutChoice& balanced = plan.layouts[3];
       EXPECT_EQ(balanced.name, "balanced");
       EXPECT_LE(balanced.imbalance, 1.03) << machine.name << ", cp " << cp;
+      EXPECT_LE(balanced.waiting, 1.03) << "also in each mixer; " << machine.name << ", cp " << cp;
+      EXPECT_LT(balanced.waiting, plan.layouts[0].waiting);
       EXPECT_EQ(plan.layout, plan_layout(config, machine));
       const double total = std::accumulate(plan.rank_cost.begin(), plan.rank_cost.end(), 0.0);
       EXPECT_NEAR(*std::max_element(plan.rank_cost.begin(), plan.rank_cost.end()) * std::stoi(cp) / total,
