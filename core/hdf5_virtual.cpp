@@ -41,14 +41,15 @@ std::string named(Get get) {
   return name;
 }
 
+std::int64_t volume(const std::vector<std::int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+}
+
 bool overlap(const Hdf5Piece& a, const Hdf5Piece& b) {
+  if (volume(a.extent) == 0 || volume(b.extent) == 0) return false;
   for (std::size_t d = 0; d < a.extent.size(); ++d)
     if (a.offset[d] + a.extent[d] <= b.offset[d] || b.offset[d] + b.extent[d] <= a.offset[d]) return false;
   return true;
-}
-
-std::int64_t volume(const std::vector<std::int64_t>& shape) {
-  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
 }
 
 void check_tiling(const std::string& where, const std::vector<std::int64_t>& shape,

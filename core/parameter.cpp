@@ -1,5 +1,6 @@
 #include "core/parameter.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "core/random.h"
@@ -64,16 +65,34 @@ Pack ParameterStore::add(std::vector<ParameterSpec> specs) {
   return {this, first, specs.size()};
 }
 
-void ParameterStore::allocate(const Context& context) {
+void ParameterStore::allocate(const Context& context, std::int64_t bucket_bytes, int parts) {
   constexpr std::int64_t kAlignBytes = 64;
-  const std::int64_t align = kAlignBytes / size_of(context.dtype);
+  const std::int64_t align = kAlignBytes / size_of(context.dtype),
+                     bucket = bucket_bytes / size_of(context.dtype);
+  const auto round_up = [](std::int64_t x, std::int64_t to) { return (x + to - 1) / to * to; };
+  parts_ = parts;
+  bucket_of_.resize(parameters_.size());
   std::int64_t total = 0;
-  for (std::size_t i = 0, pack = 0; i < parameters_.size(); ++i) {
-    if (pack < pack_starts_.size() && pack_starts_[pack] == i)
-      total = (total + align - 1) / align * align, ++pack;
-    parameters_[i].offset = total;
-    total += parameters_[i].shard.shape().numel();
-  }
+  const auto close = [&] {
+    if (!buckets_.empty()) buckets_.back().end = total = round_up(total, align * parts);
+  };
+  for (const GradientSum sum : {GradientSum::tp, GradientSum::ends, GradientSum::none})
+    for (std::size_t pack = 0; pack < pack_starts_.size(); ++pack) {
+      const std::size_t first = pack_starts_[pack],
+                        last = pack + 1 < pack_starts_.size() ? pack_starts_[pack + 1] : parameters_.size();
+      if (parameters_[first].summed_over != sum) continue;
+      total = round_up(total, align);
+      if (buckets_.empty() || buckets_.back().summed_over != sum || total - buckets_.back().begin >= bucket) {
+        close();
+        buckets_.push_back({total, total, sum});
+      }
+      for (std::size_t i = first; i < last; ++i) {
+        parameters_[i].offset = total;
+        bucket_of_[i] = buckets_.size() - 1;
+        total += parameters_[i].shard.shape().numel();
+      }
+    }
+  close();
   values_ = context.empty({total});
   grads_ = context.empty({total});
   fill({.value = 0, .y = values_}, context.stream);
@@ -82,6 +101,24 @@ void ParameterStore::allocate(const Context& context) {
     p.value = slice(values_, p);
     p.grad = slice(grads_, p);
   }
+}
+
+std::vector<OwnedRun> ParameterStore::owned(int part) const {
+  std::vector<OwnedRun> out;
+  std::int64_t before = 0;  // owned in earlier buckets
+  for (std::size_t b = 0; b < buckets_.size(); ++b) {
+    const std::int64_t size = (buckets_[b].end - buckets_[b].begin) / parts_,
+                       first = buckets_[b].begin + part * size;
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      if (bucket_of_[i] != b) continue;
+      const Parameter& p = parameters_[i];
+      const std::int64_t begin = std::max(p.offset, first),
+                         end = std::min(p.offset + p.value.numel(), first + size);
+      if (begin < end) out.push_back({i, begin - p.offset, end - p.offset, begin, before + begin - first});
+    }
+    before += size;
+  }
+  return out;
 }
 
 void ParameterStore::initialise(std::int64_t seed) {

@@ -25,17 +25,39 @@ struct Init {
   static Init log_uniform(double low, double high) { return {Kind::log_uniform, low, high}; }
 };
 
+/// Over which other ranks a gradient must be summed before the ranks that hold the same parameters (data) sum
+/// theirs: with tensor parallelism each rank's norms see its own tokens only, and tied embeddings of a
+/// pipeline are used at both ends.
+enum class GradientSum : std::uint8_t { none, tp, ends };
+
 /// Weight decay is for matrices: projections, embedding, head. Not norms, convolutions, biases, A_log, D.
 struct ParameterSpec {
   std::string name;  ///< that of the reference and of every file, e.g. layers.0.mixer.q_proj.weight
   ShardSpec shard;   ///< global shape, and this rank's slice of it
   Init init;
   bool weight_decay = false;
+  bool primary = true;  ///< false: a copy; another rank holds the one that counts in norms and checkpoints
+  GradientSum summed_over = GradientSum::none;
 };
 
 struct Parameter : ParameterSpec {
   std::int64_t offset = 0;  ///< of its first element in the flat buffers
   View value, grad;         ///< the local slice, contiguous
+};
+
+/// A run of the flat buffers whose gradients are summed, and whose optimizer state is cut up, together. It is
+/// a multiple of the number of data ranks, and data rank i owns its i-th part.
+struct Bucket {
+  std::int64_t begin = 0, end = 0;
+  GradientSum summed_over = GradientSum::none;
+};
+
+/// A run of one parameter's elements, row major over its local shape, that a data rank owns.
+struct OwnedRun {
+  std::size_t parameter = 0;        ///< index
+  std::int64_t begin = 0, end = 0;  ///< of the parameter's elements
+  std::int64_t offset = 0;          ///< of the first in the flat buffers
+  std::int64_t owned_offset = 0;    ///< of the first among all that the data rank owns, buckets in order
 };
 
 class ParameterStore;
@@ -68,11 +90,19 @@ class ParameterStore {
 
   /// Specs of a pack must agree in every local dim but the first.
   Pack add(std::vector<ParameterSpec> specs);
-  void allocate(const Context& context);
+  /// `parts`: how many data ranks share the optimizer's state. Buckets have `bucket_bytes` or a little more.
+  void allocate(const Context& context, std::int64_t bucket_bytes = 25 << 20, int parts = 1);
   void initialise(std::int64_t seed);
   void zero_grad(const Stream& stream);
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
+  const std::vector<Bucket>& buckets() const { return buckets_; }
+  std::size_t bucket_of(std::size_t parameter) const { return bucket_of_[parameter]; }
+  int parts() const { return parts_; }
+  /// What data rank `part` owns, in order of the flat buffers; and how many elements (gaps included) that
+  /// spans.
+  std::vector<OwnedRun> owned(int part) const;
+  std::int64_t owned_size() const { return values_.numel() / parts_; }
   const Tensor& values() const {
     return values_;
   }  ///< flat; packs start at multiples of 64 bytes, gaps hold zero
@@ -85,6 +115,9 @@ class ParameterStore {
   friend class Pack;
   std::vector<Parameter> parameters_;
   std::vector<std::size_t> pack_starts_;
+  std::vector<Bucket> buckets_;
+  std::vector<std::size_t> bucket_of_;
+  int parts_ = 1;
   Tensor values_, grads_;
 };
 

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace transmamba {
 namespace {
 constexpr auto kWhere = "shard_spec";
@@ -15,14 +17,17 @@ void ShardSpec::validate() const {
   if (parts < 1) fail(kWhere, "{}: expected at least 1 part, got {}", to_string(*this), parts);
   if (index < 0 || index >= parts)
     fail(kWhere, "{}: expected an index from 0 to {}, got {}", to_string(*this), parts - 1, index);
-  if (dim >= 0 && global[dim] % parts != 0)
-    fail(kWhere, "{}: {} is not divisible by {}", to_string(*this), global[dim], parts);
+}
+
+std::int64_t ShardSpec::start_of(int part) const {
+  const std::int64_t extent = global[dim], run = (extent + parts - 1) / parts;
+  return std::min(extent, part * run);
 }
 
 Shape ShardSpec::shape() const {
   validate();
   Shape local = global;
-  if (dim >= 0) local[dim] /= parts;
+  if (dim >= 0) local[dim] = start_of(index + 1) - start_of(index);
   return local;
 }
 
@@ -30,7 +35,7 @@ Shape ShardSpec::offset() const {
   validate();
   Shape start = global;
   for (int i = 0; i < start.rank(); ++i) start[i] = 0;
-  if (dim >= 0) start[dim] = global[dim] / parts * index;
+  if (dim >= 0) start[dim] = start_of(index);
   return start;
 }
 
@@ -44,7 +49,7 @@ std::int64_t ShardSpec::global_index(std::int64_t local) const {
   std::int64_t inner = 1;
   for (int i = dim + 1; i < global.rank(); ++i) inner *= global[i];
   const std::int64_t held = extents[dim] * inner;
-  return local / held * (global[dim] * inner) + index * held + local % held;
+  return local / held * (global[dim] * inner) + start_of(index) * inner + local % held;
 }
 
 std::string to_string(const ShardSpec& spec) {

@@ -1,29 +1,63 @@
 #include "kernels/cross_entropy.h"
 
-namespace transmamba {
+#include "kernels/vocabulary.h"
 
-void cross_entropy(const CrossEntropy& a, const Stream& stream) {
-  constexpr auto op = "cross_entropy";
-  expect_rank(a.logits, "(b, t, V)", op, "logits");
-  const Shape tokens{a.logits.dim(0), a.logits.dim(1)};
+namespace transmamba {
+namespace {
+
+/// Checks logits (b, t, V); returns (b, t).
+Shape check_logits(const ConstView& logits, std::string_view op) {
+  expect_rank(logits, "(b, t, V)", op, "logits");
+  expect(logits, logits.shape(), logits.dtype(), op, "logits");
+  return {logits.dim(0), logits.dim(1)};
+}
+
+/// Backends are told the size of the whole vocabulary.
+template <class Arguments>
+Arguments with_whole_vocabulary(const Arguments& a, std::string_view op) {
+  Arguments out = a;
+  out.vocab_size = whole_vocabulary(a.vocab_begin, a.logits.dim(2), a.vocab_size, op);
+  return out;
+}
+
+}  // namespace
+
+void vocab_max(const VocabMax& a, const Stream& stream) {
+  constexpr auto op = "vocab_max";
+  expect(a.maximum, check_logits(a.logits, op), a.logits.dtype(), op, "maximum");
+  run_on(stream, cpu::vocab_max, cuda::vocab_max, a);
+}
+
+void cross_entropy_partial(const CrossEntropyPartial& a, const Stream& stream) {
+  constexpr auto op = "cross_entropy_partial";
+  const Shape tokens = check_logits(a.logits, op);
   const DType dtype = a.logits.dtype();
-  expect(a.logits, a.logits.shape(), dtype, op, "logits");
   expect(a.targets, tokens, DType::i32, op, "targets");
+  expect(a.maximum, tokens, dtype, op, "maximum");
+  expect(a.partial, {2, tokens[0], tokens[1]}, dtype, op, "partial");
+  run_on(stream, cpu::cross_entropy_partial, cuda::cross_entropy_partial, with_whole_vocabulary(a, op));
+}
+
+void cross_entropy_loss(const CrossEntropyLoss& a, const Stream& stream) {
+  constexpr auto op = "cross_entropy_loss";
+  expect_rank(a.maximum, "(b, t)", op, "maximum");
+  const Shape& tokens = a.maximum.shape();
+  const DType dtype = a.maximum.dtype();
+  expect(a.maximum, tokens, dtype, op, "maximum");
+  expect(a.partial, {2, tokens[0], tokens[1]}, dtype, op, "partial");
   expect(a.loss, tokens, dtype, op, "loss");
   expect(a.lse, tokens, dtype, op, "lse");
-  run_on(stream, cpu::cross_entropy, cuda::cross_entropy, a);
+  run_on(stream, cpu::cross_entropy_loss, cuda::cross_entropy_loss, a);
 }
 
 void cross_entropy_backward(const CrossEntropyBackward& a, const Stream& stream) {
   constexpr auto op = "cross_entropy_backward";
-  expect_rank(a.logits, "(b, t, V)", op, "logits");
-  const Shape tokens{a.logits.dim(0), a.logits.dim(1)};
+  const Shape tokens = check_logits(a.logits, op);
   const DType dtype = a.logits.dtype();
-  expect(a.logits, a.logits.shape(), dtype, op, "logits");
   expect(a.targets, tokens, DType::i32, op, "targets");
   expect(a.lse, tokens, dtype, op, "lse");
   expect(a.dlogits, a.logits.shape(), dtype, op, "dlogits");
-  run_on(stream, cpu::cross_entropy_backward, cuda::cross_entropy_backward, a);
+  run_on(stream, cpu::cross_entropy_backward, cuda::cross_entropy_backward, with_whole_vocabulary(a, op));
 }
 
 }  // namespace transmamba

@@ -1,28 +1,58 @@
-// Next-token cross entropy in nats.
+// Next-token cross entropy in nats, in pieces that work for a shard of the vocabulary:
+//
+//   loss = lse - logit[target],  lse = maximum + log sum_v exp(logit_v - maximum)
+//
+// A rank holds the logits of words [vocab_begin, vocab_begin + V) out of vocab_size; V may be 0. The pieces
+// run in the order of this file, and between them ranks all-reduce what they have: `maximum` (max), then
+// `partial` (sum). One shard is the whole vocabulary (vocab_size 0 says so) and needs no more than the
+// pieces.
+//
+// logits (b, t, V); targets (b, t) int32 in [0, vocab_size); maximum, loss, lse (b, t). One floating-point
+// type. A target outside [0, vocab_size) is, on every shard, an Error naming it and its place (CPU), or a
+// loss of NaN and a dlogits of NaN (CUDA, which reads nothing out of bounds).
 #pragma once
 
 #include "kernels/dispatch.h"
 
 namespace transmamba {
 
-/// loss = lse - logits[target],  lse = log sum_v exp(logits[v]).
-/// logits (b, t, V); targets (b, t) int32 in [0, V), otherwise an Error naming it (CPU) or a loss of NaN and
-/// a dlogits of NaN (CUDA, which reads nothing out of bounds); loss, lse (b, t).
-struct CrossEntropy {
+/// maximum = max_v logits[v]; -inf for an empty shard. NaN may be passed over: the sum will show it.
+struct VocabMax {
+  ConstView logits;
+  View maximum;
+};
+TRANSMAMBA_KERNEL(vocab_max, VocabMax);
+
+/// partial[0] = sum_v exp(logits[v] - maximum); partial[1] = logits[target], or 0 if another shard has it.
+/// `partial` (2, b, t), so that one all-reduce carries both. The sum is accumulated in float64.
+struct CrossEntropyPartial {
   ConstView logits;
   ConstView targets;
+  ConstView maximum;  ///< over all shards
+  View partial;
+  std::int64_t vocab_begin = 0;
+  std::int64_t vocab_size = 0;  ///< of all shards together; 0: this shard is all
+};
+TRANSMAMBA_KERNEL(cross_entropy_partial, CrossEntropyPartial);
+
+/// loss = log partial[0] + (maximum - partial[1]);  lse = maximum + log partial[0], which may alias maximum.
+struct CrossEntropyLoss {
+  ConstView maximum;
+  ConstView partial;  ///< over all shards
   View loss;
   View lse;
 };
-TRANSMAMBA_KERNEL(cross_entropy, CrossEntropy);
+TRANSMAMBA_KERNEL(cross_entropy_loss, CrossEntropyLoss);
 
-/// dlogits = scale * (softmax(logits) - onehot(target)), overwritten; may alias logits.
+/// dlogits = scale * (softmax(logits) - onehot(target)) of this shard, overwritten; may alias logits.
 struct CrossEntropyBackward {
   ConstView logits;
   ConstView targets;
   ConstView lse;
   double scale = 1;  ///< gradient of the total with respect to each token's loss: 1 / tokens for a mean
   View dlogits;
+  std::int64_t vocab_begin = 0;
+  std::int64_t vocab_size = 0;  ///< of all shards together; 0: this shard is all
 };
 TRANSMAMBA_KERNEL(cross_entropy_backward, CrossEntropyBackward);
 

@@ -1,5 +1,7 @@
 #include "kernels/embedding.h"
 
+#include "kernels/vocabulary.h"
+
 namespace transmamba {
 namespace {
 
@@ -16,13 +18,19 @@ void check_lookup(const ConstView& tokens, const ConstView& table, const ConstVi
 }  // namespace
 
 void embedding(const Embedding& a, const Stream& stream) {
-  check_lookup(a.tokens, a.weight, a.y, "embedding", "weight", "y");
-  run_on(stream, cpu::embedding, cuda::embedding, a);
+  constexpr auto op = "embedding";
+  check_lookup(a.tokens, a.weight, a.y, op, "weight", "y");
+  Embedding shard = a;  // backends are told the size of the whole vocabulary
+  shard.vocab_size = whole_vocabulary(a.vocab_begin, a.weight.dim(0), a.vocab_size, op);
+  run_on(stream, cpu::embedding, cuda::embedding, shard);
 }
 
 void embedding_backward(const EmbeddingBackward& a, const Stream& stream) {
-  check_lookup(a.tokens, a.dweight, a.dy, "embedding_backward", "dweight", "dy");
-  run_on(stream, cpu::embedding_backward, cuda::embedding_backward, a);
+  constexpr auto op = "embedding_backward";
+  check_lookup(a.tokens, a.dweight, a.dy, op, "dweight", "dy");
+  EmbeddingBackward shard = a;
+  shard.vocab_size = whole_vocabulary(a.vocab_begin, a.dweight.dim(0), a.vocab_size, op);
+  run_on(stream, cpu::embedding_backward, cuda::embedding_backward, shard);
 }
 
 }  // namespace transmamba

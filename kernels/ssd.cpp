@@ -76,4 +76,34 @@ void ssd_scan_backward(const SsdScanBackward& a, const Stream& stream) {
   run_on(stream, cpu::ssd_scan_backward, cuda::ssd_scan_backward, a);
 }
 
+namespace {
+
+/// Shapes of `states` (s, b, h, n, p) and of log_decay with it; returns the latter.
+Shape check_segments(std::string_view op, const ConstView& states, const ConstView& log_decay) {
+  expect_rank(states, "(s, b, h, n, p)", op, "states");
+  check(states.dim(0) >= 1, op, "states: expected at least one segment, got {}", states.shape());
+  const Shape heads{states.dim(0), states.dim(1), states.dim(2)};
+  expect(states, states.shape(), states.dtype(), op, "states");
+  expect(log_decay, heads, states.dtype(), op, "log_decay");
+  return heads;
+}
+
+}  // namespace
+
+void ssd_combine(const SsdCombine& a, const Stream& stream) {
+  const std::string_view op = "ssd_combine";
+  check_segments(op, a.states, a.log_decay);
+  expect(a.local, a.states.shape(), a.states.dtype(), op, "local");
+  run_on(stream, cpu::ssd_combine, cuda::ssd_combine, a);
+}
+
+void ssd_combine_backward(const SsdCombineBackward& a, const Stream& stream) {
+  const std::string_view op = "ssd_combine_backward";
+  const Shape heads = check_segments(op, a.states, a.log_decay);
+  expect(a.dstates, a.states.shape(), a.states.dtype(), op, "dstates");
+  expect(a.dlocal, a.states.shape(), a.states.dtype(), op, "dlocal");
+  expect(a.dlog_decay, heads, a.states.dtype(), op, "dlog_decay");
+  run_on(stream, cpu::ssd_combine_backward, cuda::ssd_combine_backward, a);
+}
+
 }  // namespace transmamba

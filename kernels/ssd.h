@@ -59,4 +59,24 @@ struct SsdScanBackward {
 };
 TRANSMAMBA_KERNEL(ssd_scan_backward, SsdScanBackward);
 
+/// The states entering each of s segments in order, from the segments' summaries without state_in:
+/// states[0] = 0, states[k+1] = exp(log_decay[k]) states[k] + local[k]. The last summary is not used.
+/// log_decay (s, b, h); local, states (s, b, h, n, p); s >= 1. Segments may lie anywhere in the buffer that
+/// ranks gathered them in: the last dim has stride 1, the others any (for log_decay that is h).
+struct SsdCombine {
+  ConstView log_decay, local;
+  View states;
+};
+TRANSMAMBA_KERNEL(ssd_combine, SsdCombine);
+
+/// Gradients of SsdCombine from those of each states[k] by its own use. With adj[s] = 0 and
+/// adj[k] = dstates[k] + exp(log_decay[k]) adj[k+1]:
+///   dlocal[k] = adj[k+1],   dlog_decay[k] = <adj[k+1], exp(log_decay[k]) states[k]>,
+/// both overwritten. dlocal may be dstates. Deterministic.
+struct SsdCombineBackward {
+  ConstView dstates, log_decay, states;
+  View dlocal, dlog_decay;
+};
+TRANSMAMBA_KERNEL(ssd_combine_backward, SsdCombineBackward);
+
 }  // namespace transmamba

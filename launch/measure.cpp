@@ -301,10 +301,13 @@ class Bench {
 
   Point cross_entropy_at(std::int64_t t) const {
     const Tensor logits = tensor({1, t, m_.vocab_size}), dlogits = tensor({1, t, m_.vocab_size}),
-                 targets = ids(t), loss = tensor({1, t}), lse = tensor({1, t});
+                 targets = ids(t), loss = tensor({1, t}), lse = tensor({1, t}), partial = tensor({2, 1, t});
     return {static_cast<double>(t * m_.vocab_size),
             [=, this] {
-              cross_entropy({.logits = logits, .targets = targets, .loss = loss, .lse = lse}, stream_);
+              vocab_max({.logits = logits, .maximum = lse}, stream_);
+              cross_entropy_partial(
+                  {.logits = logits, .targets = targets, .maximum = lse, .partial = partial}, stream_);
+              cross_entropy_loss({.maximum = lse, .partial = partial, .loss = loss, .lse = lse}, stream_);
             },
             [=, this] {
               cross_entropy_backward({.logits = logits, .targets = targets, .lse = lse, .dlogits = dlogits},

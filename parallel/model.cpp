@@ -1,38 +1,14 @@
 #include "parallel/model.h"
 
-#include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
-#include "kernels/embedding.h"
 #include "kernels/rms_norm.h"
 
 namespace transmamba {
 namespace {
 
-/// One norm group: (b, t, d) -> (b, t, 1, d).
-template <class AnyTensor>
-AnyTensor one_group(const AnyTensor& x) {
-  return x.split(2, x.dim(2));
-}
-
-/// y (b, t, d) = norm(x) * weight.
-Tensor norm(const Context& context, const Tensor& x, const Pack& weight, double eps) {
-  const Tensor y = context.empty(x.shape());
-  rms_norm({.x = one_group(x), .weight = weight.value().split(0, x.dim(2)), .y = one_group(y), .eps = eps},
-           context.stream);
-  return y;
-}
-
-/// dresidual (b, t, d) += the gradient that comes through the norm, from dy (b, t, d).
-void norm_backward(const Context& context, const Tensor& dy, const Tensor& x, const Pack& weight, double eps,
-                   const Tensor& dresidual) {
-  rms_norm_backward({.dy = one_group(dy),
-                     .x = one_group(x),
-                     .weight = weight.value().split(0, x.dim(2)),
-                     .dresidual = one_group(dresidual),
-                     .dx = one_group(dresidual),
-                     .dweight = weight.grad().split(0, x.dim(2)),
-                     .eps = eps},
-                    context.stream);
+/// Rows (rows, d), of which the first `count` are tokens, as one norm group each: (1, count, 1, d).
+Tensor groups(const Tensor& x, std::int64_t count) {
+  return x.slice(0, 0, count).split(1, x.dim(1)).split(0, count);
 }
 
 Tensor copy_of(const Context& context, const Tensor& x) {
@@ -41,125 +17,230 @@ Tensor copy_of(const Context& context, const Tensor& x) {
   return y;
 }
 
+Placement serial_placement(const Mesh& mesh, const ModelConfig& c) {
+  return {&mesh, {{0, c.num_layers, true, true}}, {}};
+}
+
 }  // namespace
 
 Model::Model(const ModelConfig& c, std::span<const std::int64_t> transpoints, const Context& context)
-    : config_(c), store_(std::make_unique<ParameterStore>()) {
+    : Model(c, transpoints, context, {}) {}
+
+Model::Model(const ModelConfig& c, std::span<const std::int64_t> transpoints, const Context& context,
+             Placement placement, std::int64_t bucket_bytes)
+    : config_(c), placement_(std::move(placement)), store_(std::make_unique<ParameterStore>()) {
   check(c.vocab_size > 0, "model", "vocab_size: expected a positive number, got {}", c.vocab_size);
   check(static_cast<std::int64_t>(transpoints.size()) == c.num_mixers(), "model",
         "TransPoints: expected {}, one a mixer, got {}", c.num_mixers(), transpoints.size());
-  const std::int64_t d = c.hidden_size;
-  const ParameterSpec norm{"", {{d}}, Init::constant(1)};
-  const auto named = [](ParameterSpec spec, std::string name) { return spec.name = std::move(name), spec; };
-  const auto vocabulary = [&](const char* name) {
-    return ParameterSpec{name, {{c.vocab_size, d}}, Init::normal(c.init_std), true};
-  };
-
-  embedding_ = store_->add({vocabulary("embedding.weight")});
-  std::size_t mixers = 0;
-  for (std::int64_t i = 0; i < c.num_layers; ++i) {
-    const std::string prefix = "layers." + std::to_string(i) + ".";
-    const Pack weight = store_->add({named(norm, prefix + "norm.weight")});
-    if (c.kind(i) == 'T')
-      layers_.push_back({weight, Mixer(c, prefix + "mixer.", transpoints[mixers++], *store_)});
-    else
-      layers_.push_back({weight, Mlp(c, prefix + "mlp.", *store_)});
+  if (placement_.mesh == nullptr) {
+    own_mesh_ = Mesh::serial();
+    placement_ = serial_placement(*own_mesh_, c);
   }
-  final_norm_ = store_->add({named(norm, "final_norm.weight")});
-  head_ = Linear(c.tie_embeddings ? embedding_ : store_->add({vocabulary("lm_head.weight")}));
-  store_->allocate(context);
+  declare(transpoints);
+  store_->allocate(context, bucket_bytes, placement_.mesh->data().size());
 }
 
-Tensor Model::embed(const Context& context, const Tensor& tokens) const {
-  const Tensor residual = context.empty({tokens.dim(0), tokens.dim(1), config_.hidden_size});
-  embedding({.tokens = tokens, .weight = embedding_.value(), .y = residual}, context.stream);
-  return residual;
+void Model::declare(std::span<const std::int64_t> transpoints) {
+  const ModelConfig& c = config_;
+  const Mesh& mesh = *placement_.mesh;
+  Communicator& tp = mesh.tp();
+  const bool first = mesh.pp().rank() == 0, last = mesh.pp().rank() == mesh.pp().size() - 1;
+  const bool shared_by_ends = c.tie_embeddings && mesh.ends() != nullptr;
+  const auto vocabulary = [&](const char* name) {
+    ParameterSpec spec{
+        name, {{c.vocab_size, c.hidden_size}, 0, tp.size(), tp.rank()}, Init::normal(c.init_std), true};
+    if (shared_by_ends) {  // both ends hold it; the first one's counts
+      spec.summed_over = GradientSum::ends;
+      spec.primary = first;
+    }
+    return spec;
+  };
+  const auto range_of = [&](auto&& declare) {
+    Range range{store_->parameters().size(), 0};
+    declare();
+    range.last = store_->parameters().size();
+    return range;
+  };
+  Pack embedding;
+  embedding_range_ = range_of([&] {
+    if (first || (last && c.tie_embeddings)) embedding = store_->add({vocabulary("embedding.weight")});
+  });
+  if (first) embedding_ = VocabEmbedding(embedding, c.vocab_size, tp);
+
+  const auto norm = [&](const std::string& name) {  // each tp rank norms its own tokens
+    return ParameterSpec{name, {{c.hidden_size}}, Init::constant(1), false, tp.rank() == 0, GradientSum::tp};
+  };
+  chunks_.resize(static_cast<std::size_t>(placement_.chunks()));
+  for (int chunk = 0; chunk < placement_.chunks(); ++chunk) {
+    const Stage& stage = placement_.chunk(chunk);
+    std::size_t mixers = 0;
+    for (std::int64_t i = 0; i < stage.end; ++i) {
+      const bool is_mixer = c.kind(i) == 'T';
+      const std::size_t mixer = mixers;
+      mixers += is_mixer;
+      if (i < stage.begin) continue;
+      const std::string prefix = "layers." + std::to_string(i) + ".";
+      auto& layers = chunks_[static_cast<std::size_t>(chunk)];
+      const Range range = range_of([&] {
+        const Pack weight = store_->add({norm(prefix + "norm.weight")});
+        if (is_mixer)
+          layers.push_back({weight, Mixer(c, prefix + "mixer.", transpoints[mixer], tp, *store_), {}});
+        else
+          layers.push_back({weight, Mlp(c, prefix + "mlp.", tp, *store_), {}});
+      });
+      layers.back().parameters = range;
+    }
+  }
+  if (!last) return;
+  head_range_ = range_of([&] {
+    final_norm_ = store_->add({norm("final_norm.weight")});
+    head_ = ColumnLinear(c.tie_embeddings ? embedding : store_->add({vocabulary("lm_head.weight")}), tp);
+  });
+  loss_ = VocabCrossEntropy(c.vocab_size, tp);
 }
 
-Tensor Model::logits(const Context& context, const Tensor& residual, Saved& saved) const {
+Sequence Model::sequence(std::int64_t local_tokens) const {
+  Communicator& cp = placement_.mesh->cp();
+  if (cp.size() == 1) return {cp, {{{{0, local_tokens}}}}};
+  return {cp, placement_.layout};
+}
+
+Tensor Model::norm(const Context& context, const Tensor& x, std::int64_t tokens, const Pack& weight) const {
+  const std::int64_t mine = TokenShard(placement_.mesh->tp(), tokens).mine;
+  const Tensor y = context.empty(x.shape());
+  if (mine > 0)
+    rms_norm({.x = groups(x, mine),
+              .weight = weight.value().split(0, x.dim(1)),
+              .y = groups(y, mine),
+              .eps = config_.norm_eps},
+             context.stream);
+  return y;
+}
+
+/// dresidual (rows, d) += the gradient that comes through the norm, from dy (rows, d).
+void Model::norm_backward(const Context& context, const Tensor& dy, const Tensor& x, std::int64_t tokens,
+                          const Pack& weight, const Tensor& dresidual) const {
+  const std::int64_t mine = TokenShard(placement_.mesh->tp(), tokens).mine;
+  if (mine > 0)
+    rms_norm_backward({.dy = groups(dy, mine),
+                       .x = groups(x, mine),
+                       .weight = weight.value().split(0, x.dim(1)),
+                       .dresidual = groups(dresidual, mine),
+                       .dx = groups(dresidual, mine),
+                       .dweight = weight.grad().split(0, x.dim(1)),
+                       .eps = config_.norm_eps},
+                      context.stream);
+}
+
+Tensor Model::logits(const Context& context, const Tensor& tokens, const Tensor& residual,
+                     Saved& saved) const {
   saved.residual = residual;
-  saved.normed = norm(context, residual, final_norm_, config_.norm_eps);
-  const Tensor logits = context.empty({residual.dim(0), residual.dim(1), config_.vocab_size});
-  head_.forward(context, saved.normed, logits);
+  needed(head_range_);
+  if (config_.tie_embeddings) needed(embedding_range_);
+  saved.normed = norm(context, residual, tokens.numel(), final_norm_);
+  const Tensor logits = context.empty({tokens.dim(0), tokens.dim(1), loss_.mine()});
+  head_.forward(context, saved.normed, logits.merge(0));
   return logits;
 }
 
-Tensor Model::forward(const Context& context, const Tensor& tokens, Saved* saved) const {
+Tensor Model::forward(const Context& context, int chunk, const Tensor& tokens, const Tensor& input,
+                      Saved* saved) const {
   Saved unused;
   Saved& s = saved ? *saved : unused;
   s.tokens = tokens;
   s.layers.clear();
-  Tensor residual = embed(context, tokens);
-  for (const Layer& layer : layers_) {
+  const Stage& stage = placement_.chunk(chunk);
+  const Sequence sequence = this->sequence(tokens.dim(1));
+  Tensor residual = input;
+  if (stage.is_first) {
+    needed(embedding_range_);
+    residual = embedding_.forward(context, tokens);
+  }
+  for (const Layer& layer : layers(chunk)) {
+    needed(layer.parameters);
     LayerSaved kept;
     kept.residual = residual;
-    const Tensor u = norm(context, residual, layer.norm, config_.norm_eps);
+    const Tensor u = norm(context, residual, tokens.numel(), layer.norm);
     residual = copy_of(context, residual);
     if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner)) {
       Mixer::Saved inner;
       inner.keep_states = s.keep_states;
-      mixer->forward(context, u, residual, inner);
+      mixer->forward(context, sequence, u, tokens.dim(0), residual, inner);
       kept.inner = std::move(inner);
     } else {
-      std::get<Mlp>(layer.inner).forward(context, u, residual, kept.inner.emplace<Mlp::Saved>());
+      std::get<Mlp>(layer.inner)
+          .forward(context, u, tokens.numel(), residual, kept.inner.emplace<Mlp::Saved>());
     }
     if (saved) s.layers.push_back(std::move(kept));
   }
-  return logits(context, residual, s);
+  return stage.is_last ? logits(context, tokens, residual, s) : residual;
 }
 
 Tensor Model::token_losses(const Context& context, const Tensor& logits, const Tensor& targets,
                            Saved* saved) const {
   const Tensor loss = context.empty(targets.shape()), lse = context.empty(targets.shape());
-  cross_entropy({.logits = logits, .targets = targets, .loss = loss, .lse = lse}, context.stream);
+  loss_.forward(context, logits, targets, loss, lse);
   if (saved) saved->logits = logits, saved->targets = targets, saved->lse = lse;
   return loss;
 }
 
-void Model::backward(const Context& context, double scale, Saved& s) const {
-  cross_entropy_backward(
-      {.logits = s.logits, .targets = s.targets, .lse = s.lse, .scale = scale, .dlogits = s.logits},
-      context.stream);
-  Tensor dnormed = context.empty(s.normed.shape());
-  head_.backward(context, s.logits, s.normed, dnormed);
-  s.logits = Tensor();
-  const Tensor dresidual = context.empty(s.residual.shape());
-  fill({.value = 0, .y = dresidual}, context.stream);
-  norm_backward(context, dnormed, s.residual, final_norm_, config_.norm_eps, dresidual);
-  for (std::size_t i = layers_.size(); i-- > 0;) {
-    const Layer& layer = layers_[i];
-    LayerSaved& kept = s.layers[i];
-    const Tensor& du = dnormed;
-    if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner))
-      mixer->backward(context, dresidual, du, std::get<Mixer::Saved>(kept.inner));
-    else
-      std::get<Mlp>(layer.inner).backward(context, dresidual, du, std::get<Mlp::Saved>(kept.inner));
-    norm_backward(context, du, kept.residual, layer.norm, config_.norm_eps, dresidual);
-    kept = {};
+Tensor Model::backward(const Context& context, int chunk, const Tensor& doutput, double scale, Saved& s,
+                       ParameterEvents* events) const {
+  const auto complete = [&](Range range) {
+    if (events) events->complete(range.first, range.last);
+  };
+  const Stage& stage = placement_.chunk(chunk);
+  const std::int64_t tokens = s.tokens.numel();
+  Tensor dresidual = doutput;
+  if (stage.is_last) {
+    loss_.backward(context, s.logits, s.targets, s.lse, scale, s.logits);
+    const Tensor dnormed = head_.backward(context, s.logits.merge(0), s.normed);
+    s.logits = Tensor();
+    dresidual = context.empty(s.residual.shape());
+    fill({.value = 0, .y = dresidual}, context.stream);
+    norm_backward(context, dnormed, s.residual, tokens, final_norm_, dresidual);
+    complete(head_range_);
   }
-  embedding_backward({.dy = dresidual, .tokens = s.tokens, .dweight = embedding_.grad()}, context.stream);
+  const Sequence sequence = this->sequence(s.tokens.dim(1));
+  for (std::size_t i = layers(chunk).size(); i-- > 0;) {
+    const Layer& layer = layers(chunk)[i];
+    LayerSaved& kept = s.layers[i];
+    const Mixer* mixer = std::get_if<Mixer>(&layer.inner);
+    const Tensor du =
+        mixer ? mixer->backward(context, sequence, dresidual, std::get<Mixer::Saved>(kept.inner))
+              : std::get<Mlp>(layer.inner).backward(context, dresidual, std::get<Mlp::Saved>(kept.inner));
+    norm_backward(context, du, kept.residual, tokens, layer.norm, dresidual);
+    kept = {};
+    complete(layer.parameters);
+  }
+  if (!stage.is_first) return dresidual;
+  embedding_.backward(context, dresidual, s.tokens);
+  complete(embedding_range_);
+  return {};
 }
 
 Model::Cache::Cache(const Context& context, const Model& model, std::int64_t batch, std::int64_t max_tokens) {
-  for (const Layer& layer : model.layers())
+  for (const Layer& layer : model.layers(0))
     if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner))
       mixers.emplace_back(context, *mixer, batch, max_tokens);
 }
 
 Tensor Model::decode(const Context& context, const Tensor& tokens, Cache& cache) const {
+  check(placement_.mesh->world().size() == 1, "model", "decoding runs on one rank, got {}",
+        placement_.mesh->world().size());
   Saved unused;
-  Tensor residual = embed(context, tokens);
+  Tensor residual = embedding_.forward(context, tokens);
   std::size_t mixers = 0;
-  for (const Layer& layer : layers_) {
-    const Tensor u = norm(context, residual, layer.norm, config_.norm_eps);
+  for (const Layer& layer : layers(0)) {
+    const Tensor u = norm(context, residual, tokens.numel(), layer.norm);
     if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner)) {
-      mixer->decode(context, u, residual, cache.mixers[mixers++]);
+      mixer->decode(context, u, tokens.dim(0), residual, cache.mixers[mixers++]);
     } else {
       Mlp::Saved inner;
-      std::get<Mlp>(layer.inner).forward(context, u, residual, inner);
+      std::get<Mlp>(layer.inner).forward(context, u, tokens.numel(), residual, inner);
     }
   }
-  return logits(context, residual, unused);
+  return logits(context, tokens, residual, unused);
 }
 
 }  // namespace transmamba

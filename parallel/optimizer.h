@@ -1,4 +1,5 @@
-// AdamW over all parameters, with clipping by the global gradient norm.
+// AdamW over all parameters, with clipping by the global gradient norm. Each data rank holds the moments of,
+// and updates, its own part of every bucket (ParameterStore::owned): ZeRO-1.
 #pragma once
 
 #include "core/config.h"
@@ -8,20 +9,24 @@ namespace transmamba {
 
 class Optimizer {
  public:
-  Optimizer(const OptimizerConfig& config, const ParameterStore& store, const Context& context);
+  /// `part`: this rank among the data ranks that share the store's buckets.
+  Optimizer(const OptimizerConfig& config, const ParameterStore& store, const Context& context, int part = 0);
 
-  /// Norm of all gradients together, each counted once.
-  double grad_norm(const Context& context) const;
+  /// Sum of the squares of the gradients that this rank owns and that are no copies: over all ranks, each
+  /// parameter counts once.
+  double squared_norm(const Context& context) const;
   /// One update, with the gradients scaled by min(1, clip_grad / (grad_norm + 1e-6)). `step` counts from 0.
   void step(const Context& context, std::int64_t step, double lr, double grad_norm);
 
-  /// First and second moments, flat like ParameterStore::values().
+  /// What this rank owns. The moments of run r are elements [r.owned_offset, + size) of m() and v().
+  const std::vector<OwnedRun>& owned() const { return owned_; }
   const Tensor& m() const { return m_; }
   const Tensor& v() const { return v_; }
 
  private:
   OptimizerConfig config_;
   const ParameterStore* store_;
+  std::vector<OwnedRun> owned_;
   Tensor m_, v_;
 };
 

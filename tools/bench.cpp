@@ -40,8 +40,8 @@ std::string processor() {
 
 }  // namespace
 
-int bench(std::vector<std::string> arguments) {
-  if (arguments.empty() || is_help(arguments[0])) return print_usage(kUsage, arguments);
+int bench(Process& process, std::vector<std::string> arguments) {
+  if (arguments.empty() || is_help(arguments[0])) return print_usage(process, kUsage, arguments);
   bool quick = false;
   std::string output = "machine.json";
   std::vector<std::string> overrides;

@@ -31,9 +31,9 @@ int parse_ranks(const std::string& word) {
 
 }  // namespace
 
-int plan(std::vector<std::string> arguments) {
+int plan(Process& process, std::vector<std::string> arguments) {
   if (arguments.empty() || is_help(arguments[0]) || arguments[0].starts_with("--"))
-    return print_usage(kUsage, arguments);
+    return print_usage(process, kUsage, arguments);
   int ranks = 0;
   std::vector<std::string> overrides;
   for (std::size_t i = 1; i < arguments.size(); ++i) {

@@ -1,5 +1,6 @@
 #include "kernels/cross_entropy.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -10,14 +11,29 @@ namespace transmamba::cpu {
 namespace {
 
 template <class T>
-T log_sum_exp(const T* logits, std::int64_t vocab) {
+T row_maximum(const T* logits, std::int64_t vocab) {
   T top = -std::numeric_limits<T>::infinity();
 #pragma omp simd reduction(max : top)
   for (std::int64_t k = 0; k < vocab; ++k) top = logits[k] > top ? logits[k] : top;
+  return top;
+}
+
+template <class T>
+T sum_of_exp(const T* logits, T maximum, std::int64_t vocab) {
   T sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (std::int64_t k = 0; k < vocab; ++k) sum += exp_or_zero(logits[k] - top);
-  return top + std::log(sum);
+  for (std::int64_t k = 0; k < vocab; ++k) sum += exp_or_zero(logits[k] - maximum);
+  return sum;
+}
+
+/// Short sums are added in float64, so that the error does not grow with the vocabulary.
+template <class T>
+T long_sum_of_exp(const T* logits, T maximum, std::int64_t vocab) {
+  constexpr std::int64_t kShort = 512;
+  double sum = 0;
+  for (std::int64_t begin = 0; begin < vocab; begin += kShort)
+    sum += static_cast<double>(sum_of_exp(logits + begin, maximum, std::min(kShort, vocab - begin)));
+  return static_cast<T>(sum);
 }
 
 template <class T>
@@ -26,14 +42,38 @@ void softmax_row(const T* logits, T lse, T scale, T* dlogits, std::int64_t vocab
   for (std::int64_t k = 0; k < vocab; ++k) dlogits[k] = scale * exp_or_zero(logits[k] - lse);
 }
 
+/// Where the target of (i, j) lies in this shard, or -1.
+template <class Arguments>
+std::int64_t column_of_target(const Arguments& a, std::int64_t i, std::int64_t j) {
+  const std::int64_t column = *a.targets.template ptr<std::int32_t>(i, j) - a.vocab_begin;
+  return column < a.logits.dim(2) ? std::max<std::int64_t>(column, -1) : -1;
+}
+
 template <class T>
-void forward(const CrossEntropy& a, const Stream& stream) {
+void maximum(const VocabMax& a, const Stream& stream) {
+  const std::int64_t vocab = a.logits.dim(2);
+  for_each_token(a.logits.dim(0), a.logits.dim(1), vocab, stream, [&](std::int64_t i, std::int64_t j) {
+    *a.maximum.ptr<T>(i, j) = row_maximum(a.logits.ptr<T>(i, j), vocab);
+  });
+}
+
+template <class T>
+void partial(const CrossEntropyPartial& a, const Stream& stream) {
   const std::int64_t vocab = a.logits.dim(2);
   for_each_token(a.logits.dim(0), a.logits.dim(1), vocab, stream, [&](std::int64_t i, std::int64_t j) {
     const T* const logits = a.logits.ptr<T>(i, j);
-    const T lse = log_sum_exp(logits, vocab);
-    *a.lse.ptr<T>(i, j) = lse;
-    *a.loss.ptr<T>(i, j) = lse - logits[*a.targets.ptr<std::int32_t>(i, j)];
+    const std::int64_t target = column_of_target(a, i, j);
+    *a.partial.ptr<T>(0, i, j) = long_sum_of_exp(logits, *a.maximum.ptr<T>(i, j), vocab);
+    *a.partial.ptr<T>(1, i, j) = target < 0 ? T(0) : logits[target];
+  });
+}
+
+template <class T>
+void loss(const CrossEntropyLoss& a, const Stream& stream) {
+  for_each_token(a.maximum.dim(0), a.maximum.dim(1), 1, stream, [&](std::int64_t i, std::int64_t j) {
+    const T top = *a.maximum.ptr<T>(i, j), log_sum = std::log(*a.partial.ptr<T>(0, i, j));
+    *a.loss.ptr<T>(i, j) = log_sum + (top - *a.partial.ptr<T>(1, i, j));
+    *a.lse.ptr<T>(i, j) = top + log_sum;
   });
 }
 
@@ -43,21 +83,32 @@ void backward(const CrossEntropyBackward& a, const Stream& stream) {
   const T scale = static_cast<T>(a.scale);
   for_each_token(a.logits.dim(0), a.logits.dim(1), vocab, stream, [&](std::int64_t i, std::int64_t j) {
     T* const dlogits = a.dlogits.ptr<T>(i, j);
+    const std::int64_t target = column_of_target(a, i, j);
     softmax_row(a.logits.ptr<T>(i, j), *a.lse.ptr<T>(i, j), scale, dlogits, vocab);
-    dlogits[*a.targets.ptr<std::int32_t>(i, j)] -= scale;
+    if (target >= 0) dlogits[target] -= scale;
   });
 }
 
 }  // namespace
 
-void cross_entropy(const CrossEntropy& arguments, const Stream& stream) {
-  check_tokens(arguments.targets, arguments.logits.dim(2), "cross_entropy", "targets");
-  with_float(arguments.logits.dtype(), "cross_entropy",
-             [&](auto zero) { forward<decltype(zero)>(arguments, stream); });
+void vocab_max(const VocabMax& arguments, const Stream& stream) {
+  with_float(arguments.logits.dtype(), "vocab_max",
+             [&](auto zero) { maximum<decltype(zero)>(arguments, stream); });
+}
+
+void cross_entropy_partial(const CrossEntropyPartial& arguments, const Stream& stream) {
+  check_tokens(arguments.targets, arguments.vocab_size, "cross_entropy_partial", "targets");
+  with_float(arguments.logits.dtype(), "cross_entropy_partial",
+             [&](auto zero) { partial<decltype(zero)>(arguments, stream); });
+}
+
+void cross_entropy_loss(const CrossEntropyLoss& arguments, const Stream& stream) {
+  with_float(arguments.maximum.dtype(), "cross_entropy_loss",
+             [&](auto zero) { loss<decltype(zero)>(arguments, stream); });
 }
 
 void cross_entropy_backward(const CrossEntropyBackward& arguments, const Stream& stream) {
-  check_tokens(arguments.targets, arguments.logits.dim(2), "cross_entropy_backward", "targets");
+  check_tokens(arguments.targets, arguments.vocab_size, "cross_entropy_backward", "targets");
   with_float(arguments.logits.dtype(), "cross_entropy_backward",
              [&](auto zero) { backward<decltype(zero)>(arguments, stream); });
 }

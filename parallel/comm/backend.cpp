@@ -49,7 +49,7 @@ Fingerprint fingerprint_of(const Call& call, std::int64_t number) {
   result.kind = static_cast<std::uint8_t>(call.kind);
   if (call.kind == Call::Kind::exchange || call.kind == Call::Kind::barrier) return result;
   // Of all_gather and reduce_scatter `mine` is counted; the whole follows from it.
-  const bool from_output = call.kind != Call::Kind::all_gather;
+  const bool from_output = call.kind != Call::Kind::all_gather && call.kind != Call::Kind::send;
   result.count = from_output ? call.out.numel() : call.in.numel();
   result.dtype = static_cast<std::uint8_t>(from_output ? call.out.dtype() : call.in.dtype());
   if (call.kind == Call::Kind::broadcast) result.peer = call.peer;

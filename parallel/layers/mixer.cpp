@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
+#include <utility>
 
 #include "kernels/attention.h"
 #include "kernels/conv.h"
@@ -10,11 +12,13 @@
 #include "kernels/rope.h"
 #include "kernels/ssd.h"
 #include "kernels/step_size.h"
+#include "parallel/context/conv_halo.h"
 
 namespace transmamba {
 
-Mixer::Mixer(const ModelConfig& c, const std::string& prefix, std::int64_t transpoint, ParameterStore& store)
-    : heads_(c.num_heads),
+Mixer::Mixer(const ModelConfig& c, const std::string& prefix, std::int64_t transpoint, Communicator& tp,
+             ParameterStore& store)
+    : heads_(c.num_heads / tp.size()),
       n_(c.qk_head_dim),
       p_(c.v_head_dim),
       conv_width_(c.conv_width),
@@ -23,63 +27,162 @@ Mixer::Mixer(const ModelConfig& c, const std::string& prefix, std::int64_t trans
       converter_(c.memory_converter),
       rope_theta_(c.rope_theta),
       norm_eps_(c.norm_eps) {
-  const std::int64_t d = c.hidden_size, h = heads_, w = conv_width_;
+  const std::int64_t d = c.hidden_size, h = c.num_heads, w = conv_width_;
   const Init normal = Init::normal(c.init_std), conv = Init::uniform(-1 / std::sqrt(w), 1 / std::sqrt(w));
-  const auto matrix = [&](const char* name, std::int64_t rows) {
-    return ParameterSpec{prefix + name, {{rows, d}}, normal, true};
+  // Everything of the mixer is cut by head; the output projection along its columns.
+  const auto by_head = [&](const char* name, const Shape& shape, const Init& init, bool decays = false) {
+    return ParameterSpec{prefix + name, {shape, 0, tp.size(), tp.rank()}, init, decays};
   };
-  in_ = Linear(store.add({matrix("q_proj.weight", h * n_), matrix("k_proj.weight", h * n_),
-                          matrix("v_proj.weight", h * p_), matrix("z_proj.weight", h * p_),
-                          matrix("dt_proj.weight", h)}));
-  conv_weight_ = store.add({{prefix + "conv_q.weight", {{h * n_, w}}, conv},
-                            {prefix + "conv_k.weight", {{h * n_, w}}, conv},
-                            {prefix + "conv_v.weight", {{h * p_, w}}, conv}});
-  conv_bias_ = store.add({{prefix + "conv_q.bias", {{h * n_}}, conv},
-                          {prefix + "conv_k.bias", {{h * n_}}, conv},
-                          {prefix + "conv_v.bias", {{h * p_}}, conv}});
-  dt_bias_ = store.add({{prefix + "dt_bias", {{h}}, Init::step_bias(1e-3, 1e-1)}});
-  a_log_ = store.add({{prefix + "A_log", {{h}}, Init::log_uniform(1, 16)}});
-  d_skip_ = store.add({{prefix + "D", {{h}}, Init::constant(1)}});
-  norm_weight_ = store.add({{prefix + "out_norm.weight", {{h * p_}}, Init::constant(1)}});
-  out_ = Linear(
-      store.add({{prefix + "out_proj.weight", {{d, h * p_}}, Init::normal(c.output_init_std()), true}}));
+  const auto matrix = [&](const char* name, std::int64_t rows) {
+    return by_head(name, {rows, d}, normal, true);
+  };
+  in_ = ColumnLinear(store.add({matrix("q_proj.weight", h * n_), matrix("k_proj.weight", h * n_),
+                                matrix("v_proj.weight", h * p_), matrix("z_proj.weight", h * p_),
+                                matrix("dt_proj.weight", h)}),
+                     tp);
+  conv_weight_ =
+      store.add({by_head("conv_q.weight", {h * n_, w}, conv), by_head("conv_k.weight", {h * n_, w}, conv),
+                 by_head("conv_v.weight", {h * p_, w}, conv)});
+  conv_bias_ = store.add({by_head("conv_q.bias", {h * n_}, conv), by_head("conv_k.bias", {h * n_}, conv),
+                          by_head("conv_v.bias", {h * p_}, conv)});
+  dt_bias_ = store.add({by_head("dt_bias", {h}, Init::step_bias(1e-3, 1e-1))});
+  a_log_ = store.add({by_head("A_log", {h}, Init::log_uniform(1, 16))});
+  d_skip_ = store.add({by_head("D", {h}, Init::constant(1))});
+  norm_weight_ = store.add({by_head("out_norm.weight", {h * p_}, Init::constant(1))});
+  const ShardSpec columns{{d, h * p_}, 1, tp.size(), tp.rank()};
+  out_ = RowLinear(
+      store.add({{prefix + "out_proj.weight", columns, Init::normal(c.output_init_std()), true}}), tp);
 }
 
-Mixer::Projections Mixer::project(const Context& context, const Tensor& u, ConstView halo) const {
-  const std::int64_t b = u.dim(0), t = u.dim(1);
-  Projections s{context.empty({b, t, channels() + heads_ * (p_ + 1)}), context.empty({b, t, channels()}),
+std::vector<Mixer::Run> Mixer::runs(const Sequence& sequence) const {
+  std::vector<Run> out;
+  for (std::size_t i = 0; i < sequence.mine().size(); ++i) {
+    const Sequence::Part& part = sequence.my_part(i);
+    const std::int64_t size = part.segment.size(),
+                       cut = std::clamp<std::int64_t>(transpoint_ - part.segment.begin, 0, size);
+    // Without the converter the state is zero at P, whatever came before.
+    out.push_back({part.offset, part.offset + cut, part.offset + size, part.segment.begin,
+                   part.offset + (converter_ ? 0 : cut), part.segment.end == sequence.length()});
+  }
+  return out;
+}
+
+Mixer::Projections Mixer::project(const Context& context, const Tensor& u, std::int64_t b,
+                                  std::int64_t t) const {
+  Projections s{context.empty({b, t, projected_width()}),
+                {},
+                context.empty({b, t, channels()}),
                 context.empty({b, t, heads_})};
-  in_.forward(context, u, s.projected);
-  conv({.x = conv_view(s.projected),
-        .halo = halo,
-        .weight = conv_weight_.value(),
-        .bias = conv_bias_.value(),
-        .y = s.qkv},
-       context.stream);
+  in_.forward(context, u, s.projected.merge(0));
   step_size({.raw = step_view(s.projected), .bias = dt_bias_.value(), .dt = s.dt}, context.stream);
   return s;
 }
 
-void Mixer::convert(const Context& context, ConstView k, ConstView v, ConstView dt, View state) const {
-  if (converter_)
-    ssd_summary({.k = k, .v = v, .dt = dt, .a_log = a_log_.value(), .state_out = state}, context.stream);
-  else
-    fill({.value = 0, .y = state}, context.stream);
+void Mixer::convolve(const Context& context, const Projections& in, const Run& run, ConstView halo) const {
+  conv({.x = conv_view(in.projected).slice(1, run.begin, run.end),
+        .halo = halo,
+        .weight = conv_weight_.value(),
+        .bias = conv_bias_.value(),
+        .y = in.qkv.slice(1, run.begin, run.end)},
+       context.stream);
 }
 
-void Mixer::scan(const Context& context, const Projections& in, std::int64_t cut, ConstView state,
-                 const Tensor& y, View last) const {
-  const std::int64_t t = y.dim(1);
-  ssd_scan({.q = head_view(in.qkv, 0).slice(1, cut, t),
-            .k = head_view(in.qkv, 1).slice(1, cut, t),
-            .v = head_view(in.qkv, 2).slice(1, cut, t),
-            .dt = in.dt.slice(1, cut, t),
+void Mixer::convolve(const Context& context, const Sequence& sequence, Projections& in) const {
+  const std::vector<Run> all = runs(sequence);
+  const std::int64_t width = conv_width_ - 1;
+  if (sequence.parts().size() > 1 && width > 0) {
+    in.halo = context.empty({in.qkv.dim(0), static_cast<std::int64_t>(all.size()) * width, channels()});
+    fill({.value = 0, .y = in.halo}, context.stream);
+    halo_exchange(sequence, width)
+        .start_gather(context, "conv halo", conv_view(in.projected), in.halo)
+        .finish(context);
+  }
+  for (std::size_t i = 0; i < all.size(); ++i) convolve(context, in, all[i], segment_halo(in.halo, i, width));
+}
+
+void Mixer::scan(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
+                 ConstView state, const Tensor& y, View last) const {
+  ssd_scan({.q = head_view(in.qkv, 0).slice(1, begin, end),
+            .k = head_view(in.qkv, 1).slice(1, begin, end),
+            .v = head_view(in.qkv, 2).slice(1, begin, end),
+            .dt = in.dt.slice(1, begin, end),
             .a_log = a_log_.value(),
             .d_skip = d_skip_.value(),
             .state_in = state,
-            .y = y.slice(1, cut, t),
+            .y = y.slice(1, begin, end),
             .state_out = last},
            context.stream);
+}
+
+void Mixer::summarise(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
+                      ConstView state_in, View state_out, View log_decay) const {
+  ssd_summary({.k = head_view(in.qkv, 1).slice(1, begin, end),
+               .v = head_view(in.qkv, 2).slice(1, begin, end),
+               .dt = in.dt.slice(1, begin, end),
+               .a_log = a_log_.value(),
+               .state_in = state_in,
+               .state_out = state_out,
+               .log_decay = log_decay},
+              context.stream);
+}
+
+Summaries Mixer::summaries(const Context& context, const Sequence& sequence, const Projections& in) const {
+  const Summaries mine(context, sequence.max_parts(), in.dt.dim(0), heads_, n_, p_);
+  const std::vector<Run> all = runs(sequence);
+  for (std::size_t i = 0; i < all.size(); ++i)
+    if (!all[i].is_last)
+      summarise(context, in, all[i].summarised, all[i].end, {}, mine.state_of(i), mine.log_decay_of(i));
+  return mine;
+}
+
+void Mixer::scan(const Context& context, const Sequence& sequence, Saved& s) const {
+  const std::vector<Run> all = runs(sequence);
+  s.state.resize(all.size());
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const Run& run = all[i];
+    if (!run.scans(s.keep_states)) continue;
+    // The state at the segment's first SSM token: what enters it, through its tokens before P.
+    const Tensor entering = s.entering ? s.entering.of(sequence.mine()[i]) : Tensor();
+    s.state[i] = context.empty({s.y.dim(0), heads_, n_, p_});
+    if (converter_ || run.cut == run.begin)
+      summarise(context, s.in, run.begin, run.cut, entering, s.state[i], {});
+    else
+      fill({.value = 0, .y = s.state[i]}, context.stream);
+    const bool has_transpoint = run.cut > run.begin || run.position == transpoint_;
+    if (s.keep_states && has_transpoint) s.state_at_transpoint = s.state[i];
+    if (s.keep_states && run.is_last) s.last_state = context.empty(s.state[i].shape());
+    scan(context, s.in, run.cut, run.end, s.state[i], s.y, run.is_last ? s.last_state : Tensor());
+  }
+}
+
+void Mixer::rotate(const Context& context, const Sequence& sequence, Saved& s) const {
+  const std::int64_t b = s.y.dim(0), cut = sequence.tokens_before(transpoint_);
+  s.q_rot = context.empty({b, cut, heads_, n_});
+  s.k_rot = context.empty({b, cut, heads_, n_});
+  for (const Run& run : runs(sequence)) {
+    if (run.begin == run.cut) continue;
+    for (const auto& [part, to] : {std::pair(0, &s.q_rot), std::pair(1, &s.k_rot)})
+      rope({.x = head_view(s.in.qkv, part).slice(1, run.begin, run.cut),
+            .y = to->slice(1, run.begin, run.cut),
+            .position = run.position,
+            .theta = rope_theta_},
+           context.stream);
+  }
+}
+
+void Mixer::attend(const Context& context, const Sequence& sequence, const PrefixKeys& keys,
+                   const Saved& s) const {
+  for (const Run& run : runs(sequence)) {
+    const std::int64_t seen = run.position + run.cut - run.begin;
+    if (run.begin < run.cut)
+      attention({.q = s.q_rot.slice(1, run.begin, run.cut),
+                 .k = keys.k().slice(1, 0, seen),
+                 .v = keys.v().slice(1, 0, seen),
+                 .o = s.y.slice(1, run.begin, run.cut),
+                 .lse = s.lse.slice(2, run.begin, run.cut),
+                 .offset = run.position},
+                context.stream);
+  }
 }
 
 std::int64_t Mixer::first_gated(std::int64_t cut, std::int64_t tokens) const {
@@ -104,139 +207,35 @@ Tensor Mixer::gate_and_norm(const Context& context, const Tensor& y, const Proje
   return normed;
 }
 
-void Mixer::forward(const Context& context, const Tensor& u, View residual, Saved& s) const {
-  const std::int64_t b = u.dim(0), t = u.dim(1), h = heads_, cut = std::min(transpoint_, t);
-  s.transpoint = cut;
+void Mixer::forward(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t b,
+                    View residual, Saved& s) const {
+  const std::int64_t t = sequence.tokens(), cut = sequence.tokens_before(transpoint_);
+  const std::vector<Run> all = runs(sequence);
   s.u = u;
 
   // Project and convolve: q, k, v and step sizes for all tokens, whoever reads them.
-  s.in = project(context, u, {});
-  s.y = context.empty({b, t, h, p_});
-  const Tensor q = head_view(s.in.qkv, 0).slice(1, 0, cut), k = head_view(s.in.qkv, 1).slice(1, 0, cut),
-               v = head_view(s.in.qkv, 2).slice(1, 0, cut);
+  s.in = project(context, u, b, t);
+  convolve(context, sequence, s.in);
+  s.y = context.empty({b, t, heads_, p_});
 
-  // Attend before P.
-  if (cut > 0) {
-    s.q_rot = context.empty({b, cut, h, n_});
-    s.k_rot = context.empty({b, cut, h, n_});
-    s.lse = context.empty({b, h, cut});
-    rope({.x = q, .y = s.q_rot, .theta = rope_theta_}, context.stream);
-    rope({.x = k, .y = s.k_rot, .theta = rope_theta_}, context.stream);
-    attention({.q = s.q_rot, .k = s.k_rot, .v = v, .o = s.y.slice(1, 0, cut), .lse = s.lse}, context.stream);
-  }
+  // Attend before P. The keys are on their way while the segments are summarised, the summaries while we
+  // attend.
+  rotate(context, sequence, s);
+  s.lse = context.empty({b, heads_, cut});
+  PrefixKeys keys(context, sequence, transpoint_, s.k_rot, head_view(s.in.qkv, 2).slice(1, 0, cut));
+  std::optional<StateHandoff> handoff;
+  if (sequence.parts().size() > 1 && (transpoint_ < sequence.length() || s.keep_states))
+    handoff.emplace(context, sequence, summaries(context, sequence, s.in), "state handoff");
+  keys.finish(context);
+  attend(context, sequence, keys, s);
 
   // Convert at P, and scan from P on.
-  if (cut < t || s.keep_states) {
-    s.state = context.empty({b, h, n_, p_});
-    if (s.keep_states) s.last_state = context.empty(s.state.shape());
-    convert(context, k, v, s.in.dt.slice(1, 0, cut), s.state);
-    scan(context, s.in, cut, s.state, s.y, s.last_state);
-  }
+  if (handoff) s.entering = handoff->combine(context);
+  scan(context, sequence, s);
 
   // Gate, norm, project.
   s.normed = gate_and_norm(context, s.y, s.in, cut);
-  out_.forward(context, s.normed.merge(2), residual, /*accumulate=*/true);
-}
-
-void Mixer::backward(const Context& context, ConstView dout, View du, Saved& s) const {
-  const Stream& stream = context.stream;
-  const std::int64_t t = s.u.dim(1), cut = s.transpoint;
-
-  // Through the output projection, the norm and the gate.
-  const Tensor dnormed = context.empty(s.normed.shape());
-  out_.backward(context, dout, s.normed.merge(2), dnormed.merge(2));
-  const Tensor dprojected = context.empty(s.in.projected.shape());
-  const Tensor dy = dnormed;  // rms_norm_backward works in place
-  const Tensor dz = gate_view(dprojected);
-  const std::int64_t gated = first_gated(cut, t);
-  const View weight = norm_weight_.value().split(0, p_), dweight = norm_weight_.grad().split(0, p_);
-  if (gated > 0) {
-    rms_norm_backward({.dy = dnormed.slice(1, 0, gated),
-                       .x = s.y.slice(1, 0, gated),
-                       .weight = weight,
-                       .dx = dy.slice(1, 0, gated),
-                       .dweight = dweight,
-                       .eps = norm_eps_},
-                      stream);
-    fill({.value = 0, .y = dz.slice(1, 0, gated)}, stream);
-  }
-  if (gated < t)
-    rms_norm_backward({.dy = dnormed.slice(1, gated, t),
-                       .x = s.y.slice(1, gated, t),
-                       .gate = gate_view(s.in.projected).slice(1, gated, t),
-                       .weight = weight,
-                       .dx = dy.slice(1, gated, t),
-                       .dgate = dz.slice(1, gated, t),
-                       .dweight = dweight,
-                       .eps = norm_eps_},
-                      stream);
-
-  // Through the SSM, back to the state at P.
-  const Tensor q = head_view(s.in.qkv, 0), k = head_view(s.in.qkv, 1), v = head_view(s.in.qkv, 2);
-  const Tensor dqkv = context.empty(s.in.qkv.shape()), ddt = context.empty(s.in.dt.shape());
-  const Tensor dq = head_view(dqkv, 0), dk = head_view(dqkv, 1), dv = head_view(dqkv, 2);
-  Tensor dstate;
-  if (cut < t) {
-    dstate = context.empty(s.state.shape());
-    ssd_scan_backward({.dy = dy.slice(1, cut, t),
-                       .q = q.slice(1, cut, t),
-                       .k = k.slice(1, cut, t),
-                       .v = v.slice(1, cut, t),
-                       .dt = s.in.dt.slice(1, cut, t),
-                       .a_log = a_log_.value(),
-                       .d_skip = d_skip_.value(),
-                       .state_in = s.state,
-                       .dq = dq.slice(1, cut, t),
-                       .dk = dk.slice(1, cut, t),
-                       .dv = dv.slice(1, cut, t),
-                       .ddt = ddt.slice(1, cut, t),
-                       .da_log = a_log_.grad(),
-                       .dd_skip = d_skip_.grad(),
-                       .dstate_in = dstate},
-                      stream);
-  }
-
-  // Through attention; then the Memory Converter adds what the state asks of the prefix.
-  if (cut > 0) {
-    const Tensor dq_rot = context.empty(s.q_rot.shape()), dk_rot = context.empty(s.k_rot.shape());
-    attention_backward({.dout = dy.slice(1, 0, cut),
-                        .q = s.q_rot,
-                        .k = s.k_rot,
-                        .v = v.slice(1, 0, cut),
-                        .o = s.y.slice(1, 0, cut),
-                        .lse = s.lse,
-                        .dq = dq_rot,
-                        .dk = dk_rot,
-                        .dv = dv.slice(1, 0, cut)},
-                       stream);
-    rope({.x = dq_rot, .y = dq.slice(1, 0, cut), .theta = rope_theta_, .inverse = true}, stream);
-    rope({.x = dk_rot, .y = dk.slice(1, 0, cut), .theta = rope_theta_, .inverse = true}, stream);
-    fill({.value = 0, .y = ddt.slice(1, 0, cut)}, stream);
-    if (cut < t && converter_)
-      ssd_summary_backward({.dstate_out = dstate,
-                            .k = k.slice(1, 0, cut),
-                            .v = v.slice(1, 0, cut),
-                            .dt = s.in.dt.slice(1, 0, cut),
-                            .a_log = a_log_.value(),
-                            .dk = dk.slice(1, 0, cut),
-                            .dv = dv.slice(1, 0, cut),
-                            .ddt = ddt.slice(1, 0, cut),
-                            .da_log = a_log_.grad()},
-                           stream);
-  }
-
-  // Through the convolution, the softplus and the input projections.
-  conv_backward({.dy = dqkv,
-                 .x = conv_view(s.in.projected),
-                 .weight = conv_weight_.value(),
-                 .bias = conv_bias_.value(),
-                 .dx = conv_view(dprojected),
-                 .dweight = conv_weight_.grad(),
-                 .dbias = conv_bias_.grad()},
-                stream);
-  step_size_backward({.ddt = ddt, .dt = s.in.dt, .draw = step_view(dprojected), .dbias = dt_bias_.grad()},
-                     stream);
-  in_.backward(context, dprojected, s.u, du);
+  out_.forward(context, s.normed.merge(2).merge(0), residual);
 }
 
 }  // namespace transmamba

@@ -1,34 +1,43 @@
 // The TransMamba mixer: one set of projections, read as Q, K, V by attention for tokens before the TransPoint
 // P and as C, B, x by the SSM from P on. The SSM starts from the state the Memory Converter computes from the
 // prefix's K and V.
+//
+// tp ranks share the heads, cp ranks the sequence. A rank's tokens are segments in order of time
+// (parallel/context/sequence.h), so those before P are its first ones: [0, cut) attend, [cut, t) scan.
 #pragma once
 
 #include "core/config.h"
-#include "parallel/layers/linear.h"
+#include "parallel/context/kv_gather.h"
+#include "parallel/context/state_handoff.h"
+#include "parallel/layers/column_linear.h"
+#include "parallel/layers/row_linear.h"
 
 namespace transmamba {
 
 class Mixer {
  public:
-  /// What both readings share, computed for all tokens (c = h(2n + p) channels).
+  /// What both readings share, computed for all of this rank's tokens and heads (c = h(2n + p) channels).
   struct Projections {
     Tensor projected;  // (b, t, c + hp + h) before convolution and softplus: q, k, v, then z, then dt
+    Tensor halo;       // (b, segments (w - 1), c) `projected` before each segment; absent without neighbours
     Tensor qkv;        // (b, t, c) after convolution and SiLU
     Tensor dt;         // (b, t, h)
   };
 
-  /// What the forward pass keeps for the backward pass (b batch, T tokens, P the TransPoint).
+  /// What the forward pass keeps for the backward pass.
   struct Saved {
-    std::int64_t transpoint = 0;
-    Tensor u;  // (b, T, d) the layer's input
+    Tensor u;  // (rows, d) the layer's input, this rank's run of it
     Projections in;
-    Tensor q_rot, k_rot;  // (b, P, h, n) after RoPE
-    Tensor lse;           // (b, h, P)
-    Tensor state;         // (b, h, n, p) at P: the Memory Converter's result
-    Tensor y;             // (b, T, h, p) attention's and the SSM's outputs side by side
-    Tensor normed;        // (b, T, h, p)
-    Tensor last_state;    // (b, h, n, p) after the last token; only computed with keep_states
+    Tensor q_rot, k_rot;        // (b, cut, h, n) after RoPE
+    Tensor lse;                 // (b, h, cut)
+    Entering entering;          // the states that enter all segments; absent where one rank has all
+    std::vector<Tensor> state;  // for each segment with SSM tokens: (b, h, n, p) at the first of them
+    Tensor y;                   // (b, t, h, p) attention's and the SSM's outputs side by side
+    Tensor normed;              // (b, t, h, p)
+    // With keep_states, on the ranks that come by them: the Memory Converter's result at P, and after the
+    // last token.
     bool keep_states = false;
+    Tensor state_at_transpoint, last_state;
   };
 
   /// Token-by-token decoding: keys and values before P; one state from P on, when they are freed.
@@ -42,25 +51,29 @@ class Mixer {
 
   /// `transpoint` may be past the sequence: then all tokens attend. Declares `<prefix>q_proj.weight` and the
   /// others.
-  Mixer(const ModelConfig& config, const std::string& prefix, std::int64_t transpoint, ParameterStore& store);
+  Mixer(const ModelConfig& config, const std::string& prefix, std::int64_t transpoint, Communicator& tp,
+        ParameterStore& store);
 
-  /// residual (b, t, d) += mixer(u), u (b, t, d).
-  void forward(const Context& context, const Tensor& u, View residual, Saved& saved) const;
-  /// From dout, the gradient of the layer's output, to du (overwritten).
-  void backward(const Context& context, ConstView dout, View du, Saved& saved) const;
+  /// residual (rows, d) += mixer(u), u (rows, d), this rank's rows (TokenShard) of b sequences' tokens.
+  void forward(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t batch,
+               View residual, Saved& saved) const;
+  /// From dout, the gradient of the layer's output, to that of u.
+  Tensor backward(const Context& context, const Sequence& sequence, const Tensor& dout, Saved& saved) const;
   /// The same function of the tokens as forward(), for the tokens after those in `cache`: any number at a
-  /// time.
-  void decode(const Context& context, const Tensor& u, View residual, Cache& cache) const;
+  /// time. On one rank.
+  void decode(const Context& context, const Tensor& u, std::int64_t batch, View residual, Cache& cache) const;
 
  private:
-  std::int64_t heads_, n_, p_, conv_width_, transpoint_;
+  std::int64_t heads_, n_, p_, conv_width_, transpoint_;  // heads_: of this rank
   std::string gate_;
   bool converter_;
   double rope_theta_, norm_eps_;
-  Linear in_, out_;
+  ColumnLinear in_;
+  RowLinear out_;
   Pack conv_weight_, conv_bias_, dt_bias_, a_log_, d_skip_, norm_weight_;
 
   std::int64_t channels() const { return heads_ * (2 * n_ + p_); }
+  std::int64_t projected_width() const { return channels() + heads_ * (p_ + 1); }
   /// q (part 0), k (1) and v (2) as (b, t, h, width) windows on qkv (b, t, c).
   Tensor head_view(const Tensor& qkv, int part) const {
     const std::int64_t begin = part * heads_ * n_, width = part == 2 ? p_ : n_;
@@ -73,21 +86,51 @@ class Mixer {
     return projected.slice(2, channels(), channels() + heads_ * p_).split(2, p_);
   }
   Tensor step_view(const Tensor& projected) const {
-    return projected.slice(2, channels() + heads_ * p_, channels() + heads_ * (p_ + 1));
+    return projected.slice(2, channels() + heads_ * p_, projected_width());
   }
 
-  /// Project and convolve. `halo`: the convolution's inputs before u's first token; absent at the sequence's
-  /// start.
-  Projections project(const Context& context, const Tensor& u, ConstView halo) const;
-  /// The Memory Converter: the state (b, h, n, p) that the SSM starts from after these tokens.
-  void convert(const Context& context, ConstView k, ConstView v, ConstView dt, View state) const;
-  /// The SSM on tokens [cut, t) of `in`, into the same tokens of y (b, t, h, p). `last` may be absent, or
-  /// alias `state`.
-  void scan(const Context& context, const Projections& in, std::int64_t cut, ConstView state, const Tensor& y,
-            View last) const;
+  /// A segment of this rank, by its place among the rank's tokens: [begin, end), the SSM's from `cut` on.
+  struct Run {
+    std::int64_t begin, cut, end;
+    std::int64_t position;    // of its first token in time
+    std::int64_t summarised;  // what later segments need of it is the summary of [summarised, end)
+    bool is_last;             // in time, over all ranks
+    bool scans(bool keep_states) const { return cut < end || (keep_states && is_last); }
+  };
+  std::vector<Run> runs(const Sequence& sequence) const;
+
+  /// Project and convolve.
+  Projections project(const Context& context, const Tensor& u, std::int64_t batch, std::int64_t tokens) const;
+  void convolve(const Context& context, const Projections& in, const Run& run, ConstView halo) const;
+  void convolve(const Context& context, const Sequence& sequence, Projections& in) const;
+  void convolve_backward(const Context& context, const Sequence& sequence, const Projections& in,
+                         const Tensor& dqkv, const Tensor& dprojected) const;
+
+  /// Attend before P: every query sees the keys up to its own.
+  void rotate(const Context& context, const Sequence& sequence, Saved& s) const;
+  void attend(const Context& context, const Sequence& sequence, const PrefixKeys& keys, const Saved& s) const;
+  void attend_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Tensor& dqkv,
+                       const Saved& s) const;
+
+  /// The segment summary of tokens [begin, end) of `in`: the Memory Converter, and what ranks exchange.
+  void summarise(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
+                 ConstView state_in, View state_out, View log_decay) const;
+  Summaries summaries(const Context& context, const Sequence& sequence, const Projections& in) const;
+  /// Scan from P on: the SSM on tokens [begin, end) of `in`. `last` may be absent, or alias `state`.
+  void scan(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
+            ConstView state, const Tensor& y, View last) const;
+  void scan(const Context& context, const Sequence& sequence, Saved& s) const;
+  void scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Tensor& dqkv,
+                     const Tensor& ddt, const Saved& s) const;
+  void summarise_backward(const Context& context, const Saved& s, std::int64_t begin, std::int64_t end,
+                          ConstView dstate_out, ConstView dlog_decay, ConstView state_in, const Tensor& dqkv,
+                          const Tensor& ddt, View dstate_in) const;
+
   /// SiLU(z) where it gates, then the per-head norm. Tokens from `cut` on are the SSM's.
   Tensor gate_and_norm(const Context& context, const Tensor& y, const Projections& in,
                        std::int64_t cut) const;
+  void gate_and_norm_backward(const Context& context, const Tensor& dnormed, const Saved& s, std::int64_t cut,
+                              const Tensor& dprojected) const;
   std::int64_t first_gated(std::int64_t cut, std::int64_t tokens) const;
 };
 

@@ -4,6 +4,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/rope.h"
+#include "kernels/ssd.h"
 #include "parallel/layers/mixer.h"
 
 namespace transmamba {
@@ -18,14 +19,16 @@ Mixer::Cache::Cache(const Context& context, const Mixer& mixer, std::int64_t bat
   dt = context.empty({batch, keys, h});
 }
 
-void Mixer::decode(const Context& context, const Tensor& u, View residual, Cache& cache) const {
+void Mixer::decode(const Context& context, const Tensor& u, std::int64_t b, View residual,
+                   Cache& cache) const {
   const Stream& stream = context.stream;
-  const std::int64_t b = u.dim(0), t = u.dim(1), h = heads_, begin = cache.position;
+  const std::int64_t t = u.dim(0) / b, h = heads_, begin = cache.position;
   const std::int64_t cut =
       std::clamp<std::int64_t>(transpoint_ - begin, 0, t);  // of these tokens, how many attend
   const std::int64_t attended = begin + cut;
 
-  const Projections in = project(context, u, cache.halo);
+  const Projections in = project(context, u, b, t);
+  convolve(context, in, {0, cut, t, begin, 0, true}, cache.halo);
   const std::int64_t width = conv_width_ - 1, kept = std::max<std::int64_t>(0, width - t);
   const Tensor halo = context.empty(cache.halo.shape());
   copy({.x = cache.halo.slice(1, width - kept, width), .y = halo.slice(1, 0, kept)}, stream);
@@ -58,12 +61,17 @@ void Mixer::decode(const Context& context, const Tensor& u, View residual, Cache
   }
   if (attended == transpoint_ && !cache.state) {  // the prefix is whole: convert it once, then free it
     cache.state = context.empty({b, h, n_, p_});
-    convert(context, cache.k, cache.v, cache.dt, cache.state);
+    if (converter_)
+      ssd_summary(
+          {.k = cache.k, .v = cache.v, .dt = cache.dt, .a_log = a_log_.value(), .state_out = cache.state},
+          stream);
+    else
+      fill({.value = 0, .y = cache.state}, stream);
     cache.k = cache.k_rot = cache.v = cache.dt = Tensor();
   }
-  if (cut < t) scan(context, in, cut, cache.state, y, cache.state);
+  if (cut < t) scan(context, in, cut, t, cache.state, y, cache.state);
 
-  out_.forward(context, gate_and_norm(context, y, in, cut).merge(2), residual, /*accumulate=*/true);
+  out_.forward(context, gate_and_norm(context, y, in, cut).merge(2).merge(0), residual);
   cache.position += t;
 }
 

@@ -4,29 +4,32 @@
 
 namespace transmamba {
 
-Mlp::Mlp(const ModelConfig& c, const std::string& prefix, ParameterStore& store) : ffn_(c.ffn_hidden_size) {
+Mlp::Mlp(const ModelConfig& c, const std::string& prefix, Communicator& tp, ParameterStore& store)
+    : ffn_(c.ffn_hidden_size / tp.size()) {
   const Init in = Init::normal(c.init_std), out = Init::normal(c.output_init_std());
-  const std::int64_t d = c.hidden_size, f = ffn_;
-  gate_up_ = Linear(store.add(
-      {{prefix + "gate_proj.weight", {{f, d}}, in, true}, {prefix + "up_proj.weight", {{f, d}}, in, true}}));
-  down_ = Linear(store.add({{prefix + "down_proj.weight", {{d, f}}, out, true}}));
+  const std::int64_t d = c.hidden_size, f = c.ffn_hidden_size;
+  const ShardSpec column{{f, d}, 0, tp.size(), tp.rank()}, row{{d, f}, 1, tp.size(), tp.rank()};
+  gate_up_ = ColumnLinear(store.add({{prefix + "gate_proj.weight", column, in, true},
+                                     {prefix + "up_proj.weight", column, in, true}}),
+                          tp);
+  down_ = RowLinear(store.add({{prefix + "down_proj.weight", row, out, true}}), tp);
 }
 
-void Mlp::forward(const Context& context, const Tensor& u, View residual, Saved& saved) const {
-  const std::int64_t b = u.dim(0), t = u.dim(1);
+void Mlp::forward(const Context& context, const Tensor& u, std::int64_t tokens, View residual,
+                  Saved& saved) const {
   saved.u = u;
-  saved.gate_up = context.empty({b, t, 2 * ffn_});
-  saved.hidden = context.empty({b, t, ffn_});
-  gate_up_.forward(context, u, saved.gate_up);
+  saved.gate_up = context.empty({1, tokens, 2 * ffn_});
+  saved.hidden = context.empty({1, tokens, ffn_});
+  gate_up_.forward(context, u, saved.gate_up.merge(0));
   swiglu({.gate_up = saved.gate_up, .y = saved.hidden}, context.stream);
-  down_.forward(context, saved.hidden, residual, /*accumulate=*/true);
+  down_.forward(context, saved.hidden.merge(0), residual);
 }
 
-void Mlp::backward(const Context& context, ConstView dout, View du, Saved& saved) const {
+Tensor Mlp::backward(const Context& context, const Tensor& dout, Saved& saved) const {
   const Tensor dhidden = context.empty(saved.hidden.shape());
-  down_.backward(context, dout, saved.hidden, dhidden);
+  down_.backward(context, dout, saved.hidden.merge(0), dhidden.merge(0));
   swiglu_backward({.dy = dhidden, .gate_up = saved.gate_up, .dgate_up = saved.gate_up}, context.stream);
-  gate_up_.backward(context, saved.gate_up, saved.u, du);
+  return gate_up_.backward(context, saved.gate_up.merge(0), saved.u);
 }
 
 }  // namespace transmamba

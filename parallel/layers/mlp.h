@@ -1,8 +1,9 @@
-// SwiGLU MLP: down(SiLU(gate(u)) * up(u)).
+// SwiGLU MLP: down(SiLU(gate(u)) * up(u)), its f columns shared out over tp ranks.
 #pragma once
 
 #include "core/config.h"
-#include "parallel/layers/linear.h"
+#include "parallel/layers/column_linear.h"
+#include "parallel/layers/row_linear.h"
 
 namespace transmamba {
 
@@ -13,16 +14,18 @@ class Mlp {
   };
 
   /// Declares `<prefix>gate_proj.weight` and the other parameters.
-  Mlp(const ModelConfig& config, const std::string& prefix, ParameterStore& store);
+  Mlp(const ModelConfig& config, const std::string& prefix, Communicator& tp, ParameterStore& store);
 
-  /// residual (b, t, d) += mlp(u), u (b, t, d).
-  void forward(const Context& context, const Tensor& u, View residual, Saved& saved) const;
-  /// From dout, the gradient of the layer's output, to du (overwritten).
-  void backward(const Context& context, ConstView dout, View du, Saved& saved) const;
+  /// residual (rows, d) += mlp(u), u (rows, d), this rank's rows of `tokens` tokens (TokenShard).
+  void forward(const Context& context, const Tensor& u, std::int64_t tokens, View residual,
+               Saved& saved) const;
+  /// From dout, the gradient of the layer's output, to that of u.
+  Tensor backward(const Context& context, const Tensor& dout, Saved& saved) const;
 
  private:
-  std::int64_t ffn_;
-  Linear gate_up_, down_;
+  std::int64_t ffn_;  // of this rank
+  ColumnLinear gate_up_;
+  RowLinear down_;
 };
 
 }  // namespace transmamba

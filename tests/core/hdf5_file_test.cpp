@@ -176,6 +176,46 @@ TEST(Hdf5File, StreamsByAppending) {
   EXPECT_THAT(file.shape("offsets"), ElementsAre(0));
 }
 
+TEST(Hdf5File, WritesAndReadsWhatHoldsNothing) {
+  const Folder folder;
+  std::vector<float> values(12);
+  {
+    Hdf5File file = Hdf5File::create(folder / "a.h5");
+    file.write("rows", View(nullptr, DType::f32, {0, 6}));
+    file.write("columns", view(values, {3, 4}).slice(1, 2, 2));
+    file.write("all", view(values, {3, 4}));
+    file.close();
+  }
+  const Hdf5File file = Hdf5File::open(folder / "a.h5");
+  EXPECT_THAT(file.shape("rows"), ElementsAre(0, 6));
+  EXPECT_THAT(file.shape("columns"), ElementsAre(3, 0));
+  file.read("rows", View(nullptr, DType::f32, {0, 6}));
+  file.read("columns", view(values, {3, 0}));
+  file.read("all", {3, 0}, View(nullptr, DType::f32, {0, 4}));
+  EXPECT_THAT(error_of([&] {
+                file.read("all", {4, 0}, View(nullptr, DType::f32, {0, 4}));
+              }),
+              HasSubstr("inside shape"));
+}
+
+TEST(Hdf5File, VirtualDatasetsMayHavePiecesThatAreNothing) {
+  const Folder folder;
+  auto values = counted<float>(6);
+  {
+    Hdf5File file = Hdf5File::create(folder / "shard.h5");
+    file.write("w", view(values, {6}));
+    file.close();
+    Hdf5File index = Hdf5File::create(folder / "index.h5");
+    index.write_virtual("w", {6}, DType::f32,
+                        {{"none", "w", {3}, {0}}, {"shard.h5", "w", {0}, {6}}, {"none", "w", {6}, {0}}});
+    index.write_virtual("nothing", {0}, DType::f32, {{"none", "w", {0}, {0}}});
+    index.close();
+  }
+  const Hdf5File index = Hdf5File::open(folder / "index.h5");
+  EXPECT_EQ(index.read_vector<float>("w"), values);
+  EXPECT_TRUE(index.read_vector<float>("nothing").empty());
+}
+
 TEST(Hdf5File, VirtualDatasetsShowOtherFilesFromAnyFolder) {
   const Folder folder;
   std::filesystem::create_directories(folder / "step-1/50%b");

@@ -52,6 +52,10 @@ inline void for_each_index(const Shape& shape, const std::function<void(std::vec
   }
 }
 
+inline void fill_with(const View& x, double value) {
+  for_each_index(x.shape(), [&](auto& at) { set(x, at, value); });
+}
+
 /// Memory and a view of it, poisoned with NaN (int32: -1). `strided` is a slice of a larger array: every dim
 /// has a neighbour on both sides, whose poison must never be read nor overwritten.
 class Array {

@@ -60,7 +60,13 @@ struct Tokens {
     targets = arrays.tokens({shape[0], shape[1]}, static_cast<int>(shape[2]));
     loss = arrays.poisoned({shape[0], shape[1]}), lse = arrays.poisoned({shape[0], shape[1]});
   }
-  void forward() const { cross_entropy({logits, targets, loss, lse}, variant.stream); }
+  void forward() const {
+    const Array maximum = Arrays(variant).poisoned(loss->shape()), partial = poisoned_partial();
+    vocab_max({logits, maximum}, variant.stream);
+    cross_entropy_partial({logits, targets, maximum, partial}, variant.stream);
+    cross_entropy_loss({maximum, partial, loss, lse}, variant.stream);
+  }
+  Array poisoned_partial() const { return Arrays(variant).poisoned({2, logits->dim(0), logits->dim(1)}); }
   void backward(double factor) const {
     cross_entropy_backward({logits, targets, lse, factor, dlogits}, variant.stream);
   }
@@ -141,7 +147,8 @@ TEST(CrossEntropy, RepeatsHaveTheSameBits) {
 TEST(CrossEntropy, ATargetOutsideTheVocabularyIsNamedWithItsPlace) {
   const Tokens s({}, {2, 5, 33}, 1);
   set(s.targets, {1, 3}, 33);
-  EXPECT_TRUE(fails_naming([&] { s.forward(); }, {"[cross_entropy]", "targets", "[0, 33)", "33", "(1, 3)"}));
+  EXPECT_TRUE(
+      fails_naming([&] { s.forward(); }, {"[cross_entropy_partial]", "targets", "[0, 33)", "33", "(1, 3)"}));
   EXPECT_TRUE(fails_naming([&] { s.backward(1); }, {"[cross_entropy_backward]", "targets", "(1, 3)"}));
 }
 
@@ -204,9 +211,21 @@ TEST(Vocabulary, BadArgumentsAreNamed) {
   EXPECT_TRUE(fails_naming([&] { embedding({s.loss, weight, y}, {}); }, {"[embedding]", "tokens", "int32"}));
   EXPECT_TRUE(fails_naming(
       [&] {
-        cross_entropy({s.logits, s.loss, s.loss, s.lse}, {});
+        cross_entropy_partial({s.logits, s.loss, s.loss, s.lse}, {});
       },
-      {"[cross_entropy]", "targets", "int32"}));
+      {"[cross_entropy_partial]", "targets", "int32"}));
+  EXPECT_TRUE(fails_naming(
+      [&] {
+        cross_entropy_partial({s.logits, s.targets, s.loss, s.lse}, {});
+      },
+      {"[cross_entropy_partial]", "partial", "(2, 2, 5)"}));
+  EXPECT_TRUE(fails_naming([&] { vocab_max({s.logits, y}, {}); }, {"[vocab_max]", "maximum", "(2, 5)"}));
+  const Array rows({2, 5, 3}, DType::f64);
+  EXPECT_TRUE(fails_naming(
+      [&] {
+        embedding({s.targets, weight, rows, 3, 35}, {});
+      },
+      {"[embedding]", "vocab_begin", "[0, 35)", "33 rows from 3"}));
   EXPECT_TRUE(fails_naming(
       [&] {
         cross_entropy_backward({s.logits, s.targets, s.lse, 1, y}, {});

@@ -1,6 +1,7 @@
 // A small model with an optimizer that has taken steps: something to save.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -38,7 +39,7 @@ class SmallRun {
           for (std::int64_t i = 0; i < p.grad.numel(); ++i)
             grad[i] = static_cast<decltype(type)>(((i * 37 + seed + 5 * step) % 101) - 50) / 64;
         });
-      optimizer.step(context_, step, 1e-3, optimizer.grad_norm(context_));
+      optimizer.step(context_, step, 1e-3, std::sqrt(optimizer.squared_norm(context_)));
     }
   }
 

@@ -1,0 +1,51 @@
+#include "parallel/comm/agree.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+namespace transmamba {
+
+std::vector<std::string> gather_text(Communicator& group, std::string_view purpose, const std::string& mine,
+                                     Site where) {
+  const auto view = [](std::vector<std::int32_t>& x) {
+    return View(reinterpret_cast<std::byte*>(x.data()), DType::i32, {static_cast<std::int64_t>(x.size())});
+  };
+  const auto ranks = static_cast<std::size_t>(group.size());
+  std::vector<std::int32_t> length = {static_cast<std::int32_t>(mine.size())}, lengths(ranks);
+  group.all_gather(purpose, view(length), view(lengths), where);
+  const auto longest = static_cast<std::size_t>(*std::max_element(lengths.begin(), lengths.end()));
+  std::vector<std::string> texts(ranks);
+  if (longest == 0) return texts;
+  const std::size_t words = (longest + 3) / 4;
+  std::vector<std::int32_t> packed(words), all(ranks * words);
+  std::memcpy(packed.data(), mine.data(), mine.size());
+  group.all_gather(purpose, view(packed), view(all), where);
+  for (std::size_t rank = 0; rank < ranks; ++rank)
+    texts[rank].assign(reinterpret_cast<const char*>(all.data() + rank * words),
+                       static_cast<std::size_t>(lengths[rank]));
+  return texts;
+}
+
+void agree(Communicator& group, std::string_view what, const std::function<void()>& step, Site where) {
+  std::string mine;  // "" where all is well
+  const auto text_of = [](std::string_view text) {
+    return text.empty() ? "an error without words" : std::string(text);
+  };
+  try {
+    step();
+  } catch (const std::bad_alloc&) {
+    mine = fmt::format("[{}] out of memory", what);
+  } catch (const std::exception& error) {
+    mine = text_of(error.what());
+  }
+  const std::vector<std::string> texts = gather_text(group, what, mine, where);
+  const auto failed =
+      std::find_if(texts.begin(), texts.end(), [](const auto& text) { return !text.empty(); });
+  if (failed == texts.end()) return;
+  const bool all_the_same =
+      std::all_of(texts.begin(), texts.end(), [&](const auto& t) { return t == *failed; });
+  throw Error(all_the_same ? *failed : fmt::format("rank {}: {}", failed - texts.begin(), *failed));
+}
+
+}  // namespace transmamba

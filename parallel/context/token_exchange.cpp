@@ -1,0 +1,90 @@
+#include "parallel/context/token_exchange.h"
+
+#include "kernels/elementwise.h"
+
+namespace transmamba {
+namespace {
+
+/// A move seen from the end that sends it, and from the one that receives it.
+struct Ends {
+  int from, to;
+  std::int64_t source, target, count;
+};
+Ends ends_of(const TokenMove& move, bool reverse) {
+  if (reverse) return {move.to, move.from, move.target, move.source, move.count};
+  return {move.from, move.to, move.source, move.target, move.count};
+}
+
+}  // namespace
+
+TokenExchange::Transfer TokenExchange::start(const Context& context, std::string_view purpose, ConstView in,
+                                             View out, bool reverse) const {
+  Transfer transfer;
+  transfer.exchange_ = this, transfer.out_ = out, transfer.adds_ = reverse;
+  const auto ranks = static_cast<std::size_t>(cp_->size());
+  const int me = cp_->rank();
+  std::vector<std::int64_t> outgoing(ranks), incoming(ranks);
+  for (const TokenMove& move : moves_) {
+    const Ends e = ends_of(move, reverse);
+    if (e.from == me) outgoing[static_cast<std::size_t>(e.to)] += e.count;
+    if (e.to == me) incoming[static_cast<std::size_t>(e.from)] += e.count;
+  }
+  const std::int64_t b = in.dim(0), c = in.dim(2);
+  const auto buffers = [&](const std::vector<std::int64_t>& counts) {
+    std::vector<Tensor> made(ranks);
+    for (std::size_t r = 0; r < ranks; ++r)
+      if (counts[r] > 0) made[r] = context.empty({b, counts[r], c}, in.dtype());
+    return made;
+  };
+  transfer.sent_ = buffers(outgoing), transfer.received_ = buffers(incoming);
+
+  std::vector<std::int64_t> filled(ranks);
+  for (const TokenMove& move : moves_) {
+    const Ends e = ends_of(move, reverse);
+    if (e.from != me) continue;
+    const auto to = static_cast<std::size_t>(e.to);
+    copy({.x = in.slice(1, e.source, e.source + e.count),
+          .y = transfer.sent_[to].slice(1, filled[to], filled[to] + e.count)},
+         context.stream);
+    filled[to] += e.count;
+  }
+  std::vector<Outgoing> sends;
+  std::vector<Incoming> receives;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    if (transfer.sent_[r]) sends.push_back({static_cast<int>(r), transfer.sent_[r]});
+    if (transfer.received_[r]) receives.push_back({static_cast<int>(r), transfer.received_[r]});
+  }
+  transfer.pending_ = cp_->start_exchange(purpose, sends, receives);
+  return transfer;
+}
+
+void TokenExchange::Transfer::finish(const Context& context) {
+  pending_.wait();
+  if (exchange_ == nullptr) return;
+  std::vector<std::int64_t> taken(received_.size());
+  for (std::size_t rank = 0; rank < received_.size(); ++rank)  // the order of sums does not depend on moves'
+    for (const TokenMove& move : exchange_->moves_) {
+      const Ends e = ends_of(move, adds_);
+      if (e.to != exchange_->cp_->rank() || e.from != static_cast<int>(rank)) continue;
+      const Tensor piece = received_[rank].slice(1, taken[rank], taken[rank] + e.count);
+      const View place = out_.slice(1, e.target, e.target + e.count);
+      if (adds_)
+        add({.x = piece, .y = place}, context.stream);
+      else
+        copy({.x = piece, .y = place}, context.stream);
+      taken[rank] += e.count;
+    }
+  sent_.clear(), received_.clear();
+}
+
+TokenExchange::Transfer TokenExchange::start_gather(const Context& context, std::string_view purpose,
+                                                    ConstView x, View y) const {
+  return start(context, purpose, x, y, /*reverse=*/false);
+}
+
+TokenExchange::Transfer TokenExchange::start_scatter_add(const Context& context, std::string_view purpose,
+                                                         ConstView dy, View dx) const {
+  return start(context, purpose, dy, dx, /*reverse=*/true);
+}
+
+}  // namespace transmamba

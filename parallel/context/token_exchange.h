@@ -1,0 +1,50 @@
+// Tokens that some ranks of a cp group need from others: the convolution's halo and the prefix's keys and
+// values are both a list of such moves.
+#pragma once
+
+#include <vector>
+
+#include "parallel/context/sequence.h"
+
+namespace transmamba {
+
+/// `count` tokens, from place `source` of rank `from` to place `target` of what rank `to` gathers.
+struct TokenMove {
+  int from = 0, to = 0;
+  std::int64_t source = 0, target = 0, count = 0;
+};
+
+class TokenExchange {
+ public:
+  /// Every rank of `cp` makes the same list. No two moves to one rank overlap there.
+  TokenExchange(Communicator& cp, std::vector<TokenMove> moves) : cp_(&cp), moves_(std::move(moves)) {}
+
+  /// A transfer under way; its buffers live in it.
+  class Transfer {
+   public:
+    void finish(const Context& context);  ///< then the result is there; nothing if none was started
+
+   private:
+    friend class TokenExchange;
+    const TokenExchange* exchange_ = nullptr;
+    View out_;
+    bool adds_ = false;
+    std::vector<Tensor> sent_, received_;  // [rank], absent where there is none
+    Pending pending_;
+  };
+
+  /// y[target] = x[source] for every move: x (b, t, c), y (b, t', c). Tokens of y that no move names stay.
+  [[nodiscard]] Transfer start_gather(const Context& context, std::string_view purpose, ConstView x,
+                                      View y) const;
+  /// The conjugate: dx[source] += dy[target] for every move, summed in order of ranks.
+  [[nodiscard]] Transfer start_scatter_add(const Context& context, std::string_view purpose, ConstView dy,
+                                           View dx) const;
+
+ private:
+  Transfer start(const Context& context, std::string_view purpose, ConstView in, View out,
+                 bool reverse) const;
+  Communicator* cp_;
+  std::vector<TokenMove> moves_;
+};
+
+}  // namespace transmamba

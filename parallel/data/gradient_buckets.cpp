@@ -1,0 +1,77 @@
+#include "parallel/data/gradient_buckets.h"
+
+namespace transmamba {
+
+GradientBuckets::GradientBuckets(Model& model) : model_(model), mesh_(*model.placement().mesh) {
+  model_.listen(this);
+}
+
+GradientBuckets::~GradientBuckets() { model_.listen(nullptr); }
+
+View GradientBuckets::part(const Tensor& flat, const Bucket& bucket) const {
+  const std::int64_t size = (bucket.end - bucket.begin) / mesh_.data().size(),
+                     begin = bucket.begin + mesh_.data().rank() * size;
+  return flat.slice(0, begin, begin + size);
+}
+
+void GradientBuckets::start(const Context& context) {
+  ParameterStore& store = model_.parameters();
+  store.zero_grad(context.stream);
+  const std::size_t count = store.buckets().size();
+  incomplete_.assign(count, 0);
+  started_.assign(count, false);
+  gradients_.clear();
+  gradients_.resize(count);
+  for (std::size_t i = 0; i < store.parameters().size(); ++i) ++incomplete_[store.bucket_of(i)];
+}
+
+void GradientBuckets::complete(std::size_t first, std::size_t last) {
+  const ParameterStore& store = model_.parameters();
+  for (std::size_t i = first; i < last; ++i) {
+    const std::size_t bucket = store.bucket_of(i);
+    // Those that other axes sum first wait for finish().
+    if (--incomplete_[bucket] == 0 && store.buckets()[bucket].summed_over == GradientSum::none)
+      reduce(bucket);
+  }
+}
+
+void GradientBuckets::reduce(std::size_t i) {
+  const ParameterStore& store = model_.parameters();
+  const Bucket& bucket = store.buckets()[i];
+  started_[i] = true;
+  gradients_[i] = mesh_.data().start_reduce_scatter(
+      "gradients", store.grads().slice(0, bucket.begin, bucket.end), part(store.grads(), bucket));
+}
+
+void GradientBuckets::finish() {
+  const ParameterStore& store = model_.parameters();
+  for (std::size_t i = 0; i < store.buckets().size(); ++i) {
+    if (started_[i]) continue;
+    const Bucket& bucket = store.buckets()[i];
+    const View all = store.grads().slice(0, bucket.begin, bucket.end);
+    if (bucket.summed_over == GradientSum::tp) mesh_.tp().all_reduce("norm gradients", all);
+    if (bucket.summed_over == GradientSum::ends) mesh_.ends()->all_reduce("tied embedding gradients", all);
+    reduce(i);
+  }
+  for (Pending& pending : gradients_) pending.wait();
+}
+
+void GradientBuckets::start_gather() {
+  const ParameterStore& store = model_.parameters();
+  values_.clear();
+  for (const Bucket& bucket : store.buckets())
+    values_.push_back(mesh_.data().start_all_gather("parameters", part(store.values(), bucket),
+                                                    store.values().slice(0, bucket.begin, bucket.end)));
+}
+
+void GradientBuckets::needed(std::size_t first, std::size_t last) {
+  if (values_.empty()) return;
+  for (std::size_t i = first; i < last; ++i) values_[model_.parameters().bucket_of(i)].wait();
+}
+
+void GradientBuckets::finish_gather() {
+  for (Pending& pending : values_) pending.wait();
+  values_.clear();
+}
+
+}  // namespace transmamba

@@ -1,0 +1,56 @@
+// Training on a mesh: the model's part of this rank, its pipeline schedule, the gradients' buckets and the
+// optimizer, as one thing that takes steps.
+#pragma once
+
+#include <memory>
+
+#include "core/config.h"
+#include "parallel/data/gradient_buckets.h"
+#include "parallel/optimizer.h"
+#include "parallel/pipeline/executor.h"
+
+namespace transmamba {
+
+struct StepResult {
+  double loss = 0;       ///< mean over the step's tokens, in nats, before the update
+  double grad_norm = 0;  ///< before clipping
+  double lr = 0;
+};
+
+class Engine {
+ public:
+  /// A collective call: all ranks of the placement's mesh make an engine of the same configuration, whose
+  /// parallel degrees are resolved (parallel/degrees.h). Parameters are not initialised.
+  Engine(const Config& config, Placement placement, const Context& context);
+
+  /// Adds up the gradients of all micro-batches of all ranks. Gives the loss and the gradient norm of the
+  /// whole step; then this rank's owned parts of the gradients are theirs. Throws Error if either is not
+  /// finite.
+  StepResult gradients(std::int64_t step, const Batches& batches);
+  /// Step `step` (from 0): gradients, clipping, AdamW. After an Error parameters and moments are as they
+  /// were.
+  StepResult step(std::int64_t step, const Batches& batches);
+  /// Sum over all ranks of the token losses, in nats, of each data replica's own `micro_batches`.
+  using Observer = decltype(RunOptions::observe);
+  double evaluate(std::int64_t micro_batches, const Batches& batches, const Observer& observe = {});
+  /// Waits until all values are as the last step left them.
+  void finish() { buckets_.finish_gather(); }
+
+  std::int64_t micro_batches() const { return schedule_.micro_batches; }  ///< of each data replica and step
+  const Mesh& mesh() const { return *model_.placement().mesh; }
+  Model& model() { return model_; }
+  const Model& model() const { return model_; }
+  Optimizer& optimizer() { return optimizer_; }
+  const Optimizer& optimizer() const { return optimizer_; }
+  const Schedule& schedule() const { return schedule_; }
+
+ private:
+  Config config_;
+  Context context_;
+  Model model_;
+  Schedule schedule_;
+  GradientBuckets buckets_;
+  Optimizer optimizer_;
+};
+
+}  // namespace transmamba

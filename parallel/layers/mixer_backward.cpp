@@ -1,0 +1,184 @@
+// The backward pass of mixer.cpp: its steps in reverse. Each exchange between ranks is the conjugate of the
+// forward pass's.
+#include "kernels/attention.h"
+#include "kernels/conv.h"
+#include "kernels/elementwise.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/ssd.h"
+#include "kernels/step_size.h"
+#include "parallel/context/conv_halo.h"
+#include "parallel/layers/mixer.h"
+
+namespace transmamba {
+
+void Mixer::gate_and_norm_backward(const Context& context, const Tensor& dnormed, const Saved& s,
+                                   std::int64_t cut, const Tensor& dprojected) const {
+  const std::int64_t t = s.y.dim(1), gated = first_gated(cut, t);
+  const Tensor dz = gate_view(dprojected);
+  const View weight = norm_weight_.value().split(0, p_), dweight = norm_weight_.grad().split(0, p_);
+  if (gated > 0) {
+    rms_norm_backward({.dy = dnormed.slice(1, 0, gated),
+                       .x = s.y.slice(1, 0, gated),
+                       .weight = weight,
+                       .dx = dnormed.slice(1, 0, gated),
+                       .dweight = dweight,
+                       .eps = norm_eps_},
+                      context.stream);
+    fill({.value = 0, .y = dz.slice(1, 0, gated)}, context.stream);
+  }
+  if (gated < t)
+    rms_norm_backward({.dy = dnormed.slice(1, gated, t),
+                       .x = s.y.slice(1, gated, t),
+                       .gate = gate_view(s.in.projected).slice(1, gated, t),
+                       .weight = weight,
+                       .dx = dnormed.slice(1, gated, t),
+                       .dgate = dz.slice(1, gated, t),
+                       .dweight = dweight,
+                       .eps = norm_eps_},
+                      context.stream);
+}
+
+void Mixer::attend_backward(const Context& context, const Sequence& sequence, const Tensor& dy,
+                            const Tensor& dqkv, const Saved& s) const {
+  if (transpoint_ == 0) return;
+  const std::int64_t cut = s.k_rot.dim(1);
+  const Tensor v = head_view(s.in.qkv, 2).slice(1, 0, cut), dv = head_view(dqkv, 2).slice(1, 0, cut);
+  const Tensor dq_rot = context.empty(s.q_rot.shape()), dk_rot = context.empty(s.k_rot.shape());
+  PrefixKeys keys(context, sequence, transpoint_, s.k_rot, v);
+  keys.finish(context);
+  const PrefixKeys::Gradients sums = keys.gradients(context, dk_rot, dv);
+  const std::vector<Run> all = runs(sequence);
+  for (const Run& run : all) {
+    const std::int64_t seen = run.position + run.cut - run.begin;
+    if (run.begin < run.cut)
+      attention_backward({.dout = dy.slice(1, run.begin, run.cut),
+                          .q = s.q_rot.slice(1, run.begin, run.cut),
+                          .k = keys.k().slice(1, 0, seen),
+                          .v = keys.v().slice(1, 0, seen),
+                          .o = s.y.slice(1, run.begin, run.cut),
+                          .lse = s.lse.slice(2, run.begin, run.cut),
+                          .dq = dq_rot.slice(1, run.begin, run.cut),
+                          .dk = sums.k.slice(1, 0, seen),
+                          .dv = sums.v.slice(1, 0, seen),
+                          .offset = run.position,
+                          .accumulate = sums.adds},
+                         context.stream);
+  }
+  keys.scatter(context, sums, dk_rot, dv);
+  for (const Run& run : all) {
+    if (run.begin == run.cut) continue;
+    for (const auto& [part, from] : {std::pair(0, &dq_rot), std::pair(1, &dk_rot)})
+      rope({.x = from->slice(1, run.begin, run.cut),
+            .y = head_view(dqkv, part).slice(1, run.begin, run.cut),
+            .position = run.position,
+            .theta = rope_theta_,
+            .inverse = true},
+           context.stream);
+  }
+}
+
+void Mixer::summarise_backward(const Context& context, const Saved& s, std::int64_t begin, std::int64_t end,
+                               ConstView dstate_out, ConstView dlog_decay, ConstView state_in,
+                               const Tensor& dqkv, const Tensor& ddt, View dstate_in) const {
+  ssd_summary_backward({.dstate_out = dstate_out,
+                        .dlog_decay = dlog_decay,
+                        .k = head_view(s.in.qkv, 1).slice(1, begin, end),
+                        .v = head_view(s.in.qkv, 2).slice(1, begin, end),
+                        .dt = s.in.dt.slice(1, begin, end),
+                        .a_log = a_log_.value(),
+                        .state_in = state_in,
+                        .dk = head_view(dqkv, 1).slice(1, begin, end),
+                        .dv = head_view(dqkv, 2).slice(1, begin, end),
+                        .ddt = ddt.slice(1, begin, end),
+                        .da_log = a_log_.grad(),
+                        .dstate_in = dstate_in},
+                       context.stream);
+}
+
+void Mixer::scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy,
+                          const Tensor& dqkv, const Tensor& ddt, const Saved& s) const {
+  const std::vector<Run> all = runs(sequence);
+  Summaries direct;  // gradients of the entering states by the segments' own tokens
+  if (s.entering) direct = Summaries(context, sequence.max_parts(), dy.dim(0), heads_, n_, p_);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const Run& run = all[i];
+    if (run.cut == run.end) continue;
+    const Tensor dstate = context.empty(s.state[i].shape());
+    const auto part = [&](const Tensor& x) { return x.slice(1, run.cut, run.end); };
+    ssd_scan_backward({.dy = part(dy),
+                       .q = part(head_view(s.in.qkv, 0)),
+                       .k = part(head_view(s.in.qkv, 1)),
+                       .v = part(head_view(s.in.qkv, 2)),
+                       .dt = part(s.in.dt),
+                       .a_log = a_log_.value(),
+                       .d_skip = d_skip_.value(),
+                       .state_in = s.state[i],
+                       .dq = part(head_view(dqkv, 0)),
+                       .dk = part(head_view(dqkv, 1)),
+                       .dv = part(head_view(dqkv, 2)),
+                       .ddt = part(ddt),
+                       .da_log = a_log_.grad(),
+                       .dd_skip = d_skip_.grad(),
+                       .dstate_in = dstate},
+                      context.stream);
+    // The state passed through the segment's tokens before P; they get their part.
+    if (converter_ || run.cut == run.begin)
+      summarise_backward(context, s, run.begin, run.cut, dstate, {},
+                         s.entering ? s.entering.of(sequence.mine()[i]) : Tensor(), dqkv, ddt,
+                         s.entering ? direct.state_of(i) : View());
+  }
+  if (!s.entering || transpoint_ >= sequence.length()) return;
+  StateHandoff handoff(context, sequence, direct, "state handoff gradients");
+  const Summaries gradients = handoff.combine_backward(context, s.entering);
+  for (std::size_t i = 0; i < all.size(); ++i)
+    if (!all[i].is_last)
+      summarise_backward(context, s, all[i].summarised, all[i].end, gradients.state_of(i),
+                         gradients.log_decay_of(i), {}, dqkv, ddt, {});
+}
+
+void Mixer::convolve_backward(const Context& context, const Sequence& sequence, const Projections& in,
+                              const Tensor& dqkv, const Tensor& dprojected) const {
+  const std::vector<Run> all = runs(sequence);
+  const std::int64_t width = conv_width_ - 1;
+  const Tensor x = conv_view(in.projected), dx = conv_view(dprojected);
+  const Tensor dhalo = in.halo ? context.empty(in.halo.shape()) : Tensor();
+  for (std::size_t i = 0; i < all.size(); ++i)
+    conv_backward({.dy = dqkv.slice(1, all[i].begin, all[i].end),
+                   .x = x.slice(1, all[i].begin, all[i].end),
+                   .halo = segment_halo(in.halo, i, width),
+                   .weight = conv_weight_.value(),
+                   .bias = conv_bias_.value(),
+                   .dx = dx.slice(1, all[i].begin, all[i].end),
+                   .dhalo = segment_halo(dhalo, i, width),
+                   .dweight = conv_weight_.grad(),
+                   .dbias = conv_bias_.grad()},
+                  context.stream);
+  if (dhalo)
+    halo_exchange(sequence, width)
+        .start_scatter_add(context, "conv halo gradients", dhalo, dx)
+        .finish(context);
+}
+
+Tensor Mixer::backward(const Context& context, const Sequence& sequence, const Tensor& dout, Saved& s) const {
+  const std::int64_t cut = sequence.tokens_before(transpoint_);
+
+  // Through the output projection, the norm and the gate.
+  const Tensor dy = context.empty(s.normed.shape()), dprojected = context.empty(s.in.projected.shape());
+  out_.backward(context, dout, s.normed.merge(2).merge(0), dy.merge(2).merge(0));
+  gate_and_norm_backward(context, dy, s, cut, dprojected);
+
+  // Through attention, then the SSM: what the states ask of a token's k and v adds to what attention did.
+  const Tensor dqkv = context.empty(s.in.qkv.shape()), ddt = context.empty(s.in.dt.shape());
+  attend_backward(context, sequence, dy, dqkv, s);
+  fill({.value = 0, .y = ddt.slice(1, 0, cut)}, context.stream);
+  scan_backward(context, sequence, dy, dqkv, ddt, s);
+
+  // Through the convolution, the softplus and the input projections.
+  convolve_backward(context, sequence, s.in, dqkv, dprojected);
+  step_size_backward({.ddt = ddt, .dt = s.in.dt, .draw = step_view(dprojected), .dbias = dt_bias_.grad()},
+                     context.stream);
+  return in_.backward(context, dprojected.merge(0), s.u);
+}
+
+}  // namespace transmamba

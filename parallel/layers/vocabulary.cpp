@@ -1,0 +1,77 @@
+#include "parallel/layers/vocabulary.h"
+
+#include "kernels/cross_entropy.h"
+#include "kernels/embedding.h"
+
+namespace transmamba {
+namespace {
+
+/// Rows [begin, begin + count) of the vocabulary are this rank's.
+ShardSpec rows_of(std::int64_t vocab_size, const Communicator& tp) {
+  return {{vocab_size}, 0, tp.size(), tp.rank()};
+}
+
+}  // namespace
+
+VocabEmbedding::VocabEmbedding(Pack weight, std::int64_t vocab_size, Communicator& tp)
+    : weight_(weight), vocab_size_(vocab_size), begin_(rows_of(vocab_size, tp).offset()[0]), tp_(&tp) {}
+
+Tensor VocabEmbedding::forward(const Context& context, const Tensor& tokens) const {
+  const View weight = weight_.value();
+  ScatterTokens y(context, *tp_, tokens.numel(),
+                  weight.dim(1));  // each rank knows its words, and zero of others
+  embedding({.tokens = tokens,
+             .weight = weight,
+             .y = y.partial().split(0, tokens.dim(1)),
+             .vocab_begin = begin_,
+             .vocab_size = vocab_size_},
+            context.stream);
+  y.start("embedding");
+  return y.finish();
+}
+
+void VocabEmbedding::backward(const Context& context, const Tensor& dresidual, const Tensor& tokens) const {
+  const Tensor dy = gather_tokens(context, *tp_, "embedding gradients", dresidual, tokens.numel());
+  embedding_backward({.dy = dy.split(0, tokens.dim(1)),
+                      .tokens = tokens,
+                      .dweight = weight_.grad(),
+                      .vocab_begin = begin_,
+                      .vocab_size = vocab_size_},
+                     context.stream);
+}
+
+VocabCrossEntropy::VocabCrossEntropy(std::int64_t vocab_size, Communicator& tp)
+    : vocab_size_(vocab_size),
+      begin_(rows_of(vocab_size, tp).offset()[0]),
+      mine_(rows_of(vocab_size, tp).shape()[0]),
+      tp_(&tp) {}
+
+void VocabCrossEntropy::forward(const Context& context, const Tensor& logits, const Tensor& targets,
+                                const Tensor& loss, const Tensor& lse) const {
+  const Tensor maximum = context.empty(loss.shape()), partial = context.empty({2, loss.dim(0), loss.dim(1)});
+  vocab_max({.logits = logits, .maximum = maximum}, context.stream);
+  tp_->all_reduce("cross entropy: maximum", maximum, Reduce::max);
+  cross_entropy_partial({.logits = logits,
+                         .targets = targets,
+                         .maximum = maximum,
+                         .partial = partial,
+                         .vocab_begin = begin_,
+                         .vocab_size = vocab_size_},
+                        context.stream);
+  tp_->all_reduce("cross entropy: sums", partial);
+  cross_entropy_loss({.maximum = maximum, .partial = partial, .loss = loss, .lse = lse}, context.stream);
+}
+
+void VocabCrossEntropy::backward(const Context& context, const Tensor& logits, const Tensor& targets,
+                                 const Tensor& lse, double scale, View dlogits) const {
+  cross_entropy_backward({.logits = logits,
+                          .targets = targets,
+                          .lse = lse,
+                          .scale = scale,
+                          .dlogits = dlogits,
+                          .vocab_begin = begin_,
+                          .vocab_size = vocab_size_},
+                         context.stream);
+}
+
+}  // namespace transmamba

@@ -1,0 +1,168 @@
+// Run by mpirun: communicator contract     the contract tests over MPI
+//                communicator mismatch     calls that do not fit: every rank's Error names both
+//                communicator timeout      a rank that does not come is named
+//                communicator latency      prints the time of small calls
+// Ends with 1 on the first failure.
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+#include "launch/process.h"
+#include "parallel/comm/agree.h"
+#include "parallel/comm/mpi.h"
+#include "tests/parallel/communicator_contract.h"
+
+namespace transmamba {
+namespace {
+
+template <class T>
+View view(std::vector<T>& x) {
+  return {reinterpret_cast<std::byte*>(x.data()), dtype_of<T>(), {static_cast<std::int64_t>(x.size())}};
+}
+
+void contract(Communicator& world) {
+  for (const ContractTest& test : contract_tests()) {
+    test.run(world);
+    world.barrier("between tests");
+    if (world.rank() == 0) fmt::print("{}: ok\n", test.name);
+  }
+}
+
+template <class Call>
+std::string error_of(const Call& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void expect_parts(const std::string& text, std::initializer_list<const char*> parts) {
+  for (const char* part : parts)
+    check(text.find(part) != std::string::npos, "contract", "expected \"{}\" in: {}", part, text);
+}
+
+/// Each on a communicator of its own, for a mismatch breaks it for good.
+void mismatch(const Process& process) {
+  const auto fresh = [] { return mpi_world(nullptr, 20); };
+  const int rank = process.rank(), size = process.size();
+  const bool odd = rank == size - 1;
+  std::vector<float> x(100000), y(100000);
+  {
+    const auto world = fresh();
+    const std::string kinds = error_of([&] {
+      if (odd)
+        world->barrier("rest");
+      else
+        world->all_reduce("gradients", view(x));
+    });
+    expect_parts(kinds,
+                 {"rank 0 all_reduce of 400000 bytes (100000 float32) for gradients at tests/parallel/mpi/",
+                  "barrier for rest at tests/parallel/mpi/communicator.cpp:"});
+    check(error_of([&] { world->barrier("later"); }) == kinds, "contract",
+          "a broken group is to stay broken");
+  }
+  {
+    const auto world = fresh();
+    expect_parts(error_of([&] { world->broadcast("x", view(x).slice(0, 0, odd ? 100000 : 5), 0); }),
+                 {"broadcast of 20 bytes", "broadcast of 400000 bytes"});
+  }
+  {
+    const auto world = fresh();
+    const auto group = world->split("dp", 0, -rank);
+    expect_parts(error_of([&] {
+                   group->all_gather(odd ? "loss" : "norm", view(x).slice(0, 0, 1),
+                                     view(y).slice(0, 0, size));
+                 }),
+                 {"[dp]", "for loss", "for norm"});
+  }
+  {
+    const auto world = fresh();
+    const int other = rank == 0 ? 1 : 0;
+    const Outgoing out[] = {{other, view(x).slice(0, 0, 4)}};
+    const Incoming in[] = {{other, view(y).slice(0, 0, rank == 1 ? 5 : 4)}};
+    expect_parts(error_of([&] {
+                   if (rank < 2)
+                     world->exchange("uneven", out, in);
+                   else
+                     world->exchange("uneven", {}, {});
+                 }),
+                 {"rank 0 sends 16 bytes to rank 1", "expects 20 bytes"});
+  }
+  {
+    const auto world = fresh();
+    if (rank == 0) world->send("m", view(x), 1, 3);
+    if (rank == 1)
+      expect_parts(error_of([&] { world->receive("m", view(y).slice(0, 0, 2), 0, 3); }),
+                   {"send of 400000 bytes", "receive of 8 bytes"});
+  }
+}
+
+void timeout() {
+  const auto world = mpi_world(nullptr, 0.5);
+  std::vector<float> x(1);
+  if (world->rank() == 1) {
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+  } else {
+    expect_parts(error_of([&] { world->all_reduce("loss", view(x)); }),
+                 {"has waited 0.5 s in all_reduce of 4 bytes (1 float32) for loss at tests/parallel/mpi/",
+                  "nothing has come from rank 1 of the group"});
+  }
+}
+
+void agreement(Communicator& world) {
+  const auto texts = gather_text(world, "texts", std::string(static_cast<std::size_t>(world.rank()), 'x'));
+  for (std::size_t rank = 0; rank < texts.size(); ++rank)
+    check(texts[rank] == std::string(rank, 'x'), "contract", "text of rank {}: {}", rank, texts[rank]);
+  agree(world, "well", [] {});
+  expect_parts(
+      error_of([&] { agree(world, "badly", [&] { check(world.rank() != 1, "data", "is broken"); }); }),
+      {"rank 1: [data] is broken"});
+}
+
+/// The best of some runs: other users of the machine only ever make it slower.
+void latency(Communicator& world) {
+  for (const std::int64_t count : {1, 1000, 100000, 4000000}) {
+    std::vector<float> x(static_cast<std::size_t>(count));
+    const int calls = count > 100000 ? 1 : 100, runs = count > 100000 ? 5 : 30;
+    double best = 1e30;
+    for (int run = 0; run < runs; ++run) {
+      world.barrier("start");
+      const auto start = std::chrono::steady_clock::now();
+      for (int i = 0; i < calls; ++i) world.all_reduce("latency", view(x));
+      const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - start;
+      best = std::min(best, time.count() / calls);
+    }
+    if (world.rank() == 0)
+      fmt::print("all_reduce of {} bytes on {} ranks: {:.1f} us\n", 4 * count, world.size(), best);
+  }
+}
+
+void run(const Process& process, const std::string& what) {
+  if (what == "contract") {
+    contract(*mpi_world(nullptr, 60));
+    contract(*mpi_world(nullptr, 60, 1000));  // long messages are cut in pieces
+    agreement(*mpi_world(nullptr, 60));
+  } else if (what == "mismatch") {
+    mismatch(process);
+  } else if (what == "timeout") {
+    timeout();
+  } else if (what == "latency") {
+    latency(*mpi_world(nullptr, 60));
+  } else {
+    fail("contract", "nothing is called {}", what);
+  }
+}
+
+}  // namespace
+}  // namespace transmamba
+
+int main(int argc, char** argv) {
+  return transmamba::run_command([&](const transmamba::Process& process) {
+    transmamba::check(process.size() > 1, "contract",
+                      "this is to be started by mpirun, with more than one rank");
+    transmamba::run(process, argc > 1 ? argv[1] : "");
+    return 0;
+  });
+}
