@@ -40,9 +40,8 @@ class Bench {
     measure("SSD scan", machine.scan, [&](std::int64_t t) { return scan_at(t); });
     measure("segment summary", machine.summary, [&](std::int64_t t) { return summary_at(t); });
     measure("convolution", machine.conv, [&](std::int64_t t) { return conv_at(t, h * (2 * n + p)); });
-    measure(
-        "norm", machine.norm, [&](std::int64_t t) { return norm_at(t, 1, d, false); },
-        [&](std::int64_t t) { return norm_at(t, h, p, true); });
+    measure("norm", machine.norm, [&](std::int64_t t) { return norm_at(t, 1, d, false); });
+    measure("gated norm", machine.gated_norm, [&](std::int64_t t) { return norm_at(t, h, p, true); });
     measure("SwiGLU", machine.swiglu, [&](std::int64_t t) { return swiglu_at(t); });
     measure("RoPE", machine.rope, [&](std::int64_t t) { return rope_at(t); });
     measure("copy", machine.copy, [&](std::int64_t t) { return copy_at(t); });
@@ -77,42 +76,37 @@ class Bench {
     return std::max(best, 1e-9);
   }
 
-  /// Several shapes of one op are fitted together.
-  template <class... Shapes>
-  void measure(const char* name, OpCost& cost, Shapes&&... shapes) {
+  void measure(const char* name, OpCost& cost, const At& at) {
     std::vector<std::vector<double>> rows, rows_back;
     std::vector<double> forward, backward;
-    std::vector<FitCheck> checks;
-    std::vector<std::pair<double, bool>> units;
-    const auto one = [&](const At& at) {
-      for (std::size_t i = 0; i < tokens_.size(); ++i) {
-        const Point point = at(tokens_[i]);
-        for (const bool back : {false, true}) {
-          const std::function<void()>& kernel = back ? point.backward : point.forward;
-          if (!kernel) continue;
-          const double seconds = time(kernel);
-          if (i == 1) {
-            checks.push_back(
-                {fmt::format("{} {}, {} tokens", name, back ? "backward" : "forward", tokens_[i]), seconds,
-                 0});
-            units.emplace_back(point.units, back);
-          } else {
-            (back ? rows_back : rows).push_back({1, point.units});
-            (back ? backward : forward).push_back(seconds);
-          }
-        }
-      }
+    struct Try {
+      FitCheck check;
+      double units;
+      bool back;
     };
-    (one(shapes), ...);
-    const std::vector<double> f = fit(rows, forward);
-    cost = {f[0], f[1], 0};
-    if (!rows_back.empty()) {
-      // One cost of a call for both ways: that of backward matters as little.
-      cost.backward = fit(rows_back, backward)[1];
+    std::vector<Try> tries;
+    for (std::size_t i = 0; i < tokens_.size(); ++i) {
+      const Point point = at(tokens_[i]);
+      for (const bool back : {false, true}) {
+        const std::function<void()>& kernel = back ? point.backward : point.forward;
+        if (!kernel) continue;
+        const double seconds = time(kernel);
+        if (i == 1) {
+          const std::string what =
+              fmt::format("{} {}, {} tokens", name, back ? "backward" : "forward", tokens_[i]);
+          tries.push_back({{what, seconds, 0}, point.units, back});
+          continue;
+        }
+        (back ? rows_back : rows).push_back({1, point.units});
+        (back ? backward : forward).push_back(seconds);
+      }
     }
-    for (std::size_t i = 0; i < checks.size(); ++i) {
-      checks[i].predicted = cost.call + (units[i].second ? cost.backward : cost.forward) * units[i].first;
-      checks_.push_back(checks[i]);
+    const std::vector<double> ahead = fit(rows, forward);
+    // One cost of a call for both ways: it matters little, and less in backward.
+    cost = {ahead[0], ahead[1], rows_back.empty() ? 0 : fit(rows_back, backward)[1]};
+    for (Try& t : tries) {
+      t.check.predicted = cost.call + (t.back ? cost.backward : cost.forward) * t.units;
+      checks_.push_back(t.check);
     }
   }
 

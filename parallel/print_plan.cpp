@@ -12,7 +12,7 @@ namespace {
 std::string duration(double seconds) {
   if (seconds < 1e-3) return fmt::format("{:.1f} us", seconds * 1e6);
   if (seconds < 1) return fmt::format("{:.2f} ms", seconds * 1e3);
-  return fmt::format("{:.3g} s", seconds);
+  return seconds < 100 ? fmt::format("{:.3g} s", seconds) : format_duration(seconds);
 }
 
 std::string bytes(double count) { return format_bytes(static_cast<std::int64_t>(count)); }
@@ -28,9 +28,8 @@ std::string mesh(const Plan& plan) {
 std::string machine(const Plan& plan) {
   std::string text = fmt::format("machine   {} ({})\n", plan.machine.name, plan.machine.measured_on);
   if (plan.machine.dtype != plan.config.train.dtype)
-    text += fmt::format(
-        "          its numbers are of {}, the run's type is {}: seconds below are off by about that\n",
-        plan.machine.dtype, plan.config.train.dtype);
+    text += fmt::format("          its numbers are of {}, this run computes in {}: expect other seconds\n",
+                        plan.machine.dtype, plan.config.train.dtype);
   return text;
 }
 
@@ -98,7 +97,7 @@ std::string step(const Plan& plan) {
   const double total = t.total();
   std::string text = fmt::format("step      {}, {:.0f} tokens/s\n", duration(total), plan.tokens_per_second);
   const auto part = [&](const char* name, double seconds, const char* what) {
-    if (seconds > 0)
+    if (seconds > 1e-6 * total)
       text += fmt::format("          {:<9} {:>5.1f} %  {:>9}  {}\n", name, 100 * seconds / total,
                           duration(seconds), what);
   };

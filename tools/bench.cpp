@@ -68,7 +68,7 @@ int bench(Process& process, std::vector<std::string> arguments) {
   const Context& context = session.context();
 
   std::vector<FitCheck> checks;
-  Machine machine = measure_machine(context, config, 0.1, checks);
+  Machine machine = measure_machine(context, config, 0.15, checks);
   machine.name = host_name();
   machine.measured_on =
       fmt::format("{}, {} threads, hidden {}, {} heads of {} and {}, {} tokens", processor(),
