@@ -97,8 +97,10 @@ void Hdf5File::Impl::read(const std::string& name, const Extents* offset, const 
   check(kind == H5T_INTEGER || (kind == H5T_FLOAT && wanted == H5T_FLOAT), "hdf5",
         "{}: {}: expected {}, got {}", path.string(), name, hdf5::describe_type(type),
         hdf5::describe_type(stored));
-  check_sources(from, name);
   if (volume(extent) == 0) return;
+  const std::vector<Source> needed =
+      sources_of(from, name, offset ? *offset : Extents(extent.size()), extent);
+  check_sources(name, needed);
   const Handle file_space = own(H5Dget_space(from), H5Sclose, name, "its shape cannot be read");
   const Handle memory_space = dataspace(extent);
   if (offset != nullptr && !extent.empty()) {
@@ -109,7 +111,12 @@ void Hdf5File::Impl::read(const std::string& name, const Extents* offset, const 
   const Handle transfer(H5Pcreate(H5P_DATASET_XFER), H5Pclose);
   if (kind == H5T_INTEGER && wanted == H5T_INTEGER)
     must(H5Pset_type_conv_cb(transfer, refuse_overflow, nullptr), name, "cannot be read");
-  must(H5Dread(from, type, memory_space, file_space, transfer, out), name, "cannot be read");
+  try {
+    must(H5Dread(from, type, memory_space, file_space, transfer, out), name, "cannot be read");
+  } catch (const Error&) {
+    blame_source(name, needed);
+    throw;
+  }
 }
 
 namespace {

@@ -109,7 +109,15 @@ struct Hdf5File::Impl {
 
   hid_t dataset(const std::string& name) const;  ///< open until the next call
   hdf5::Handle object(const std::string& name) const;
-  void check_sources(hid_t dataset, const std::string& name) const;
+  struct Source {  // of a part of a virtual dataset
+    std::string file, dataset;
+  };
+  /// Those that show something of a block; none if it is no virtual dataset.
+  std::vector<Source> sources_of(hid_t dataset, const std::string& name, const Extents& offset,
+                                 const Extents& extent) const;
+  void check_sources(const std::string& name, const std::vector<Source>& needed) const;
+  /// After a read that failed: throws Error naming the first source that cannot be read, if there is one.
+  void blame_source(const std::string& name, const std::vector<Source>& needed) const;
   void read(const std::string& name, const Extents* offset, const Extents& extent, hid_t type,
             void* out) const;
   void write(const std::string& name, const Extents& shape, hid_t type, const void* values);

@@ -113,30 +113,69 @@ void Hdf5File::write_virtual(const std::string& name, const Extents& shape, DTyp
   impl_->check_written(name);
 }
 
-void Hdf5File::Impl::check_sources(hid_t dataset, const std::string& name) const {
+std::vector<Hdf5File::Impl::Source> Hdf5File::Impl::sources_of(hid_t dataset, const std::string& name,
+                                                               const Extents& offset,
+                                                               const Extents& extent) const {
+  std::vector<Source> needed;
   const Handle properties(H5Dget_create_plist(dataset), H5Pclose);
-  if (H5Pget_layout(properties) != H5D_VIRTUAL) return;
+  if (H5Pget_layout(properties) != H5D_VIRTUAL) return needed;
   std::size_t count = 0;
   must(H5Pget_virtual_count(properties, &count), name, "its sources cannot be read");
+  std::vector<hsize_t> low(extent.size()), high(extent.size());
   for (std::size_t i = 0; i < count; ++i) {
-    const std::string file_name = unescaped(
+    const Handle part =
+        own(H5Pget_virtual_vspace(properties, i), H5Sclose, name, "its sources cannot be read");
+    // Of a part without a bounded place we cannot tell, so it counts.
+    bool touches = true;
+    if (H5Sget_simple_extent_ndims(part) == static_cast<int>(extent.size()) &&
+        H5Sget_select_bounds(part, low.data(), high.data()) >= 0)
+      for (std::size_t d = 0; d < extent.size(); ++d) {
+        const auto begin = static_cast<hsize_t>(offset[d]), end = begin + static_cast<hsize_t>(extent[d]);
+        touches = touches && low[d] < end && begin <= high[d];
+      }
+    if (!touches) continue;
+    Source source;
+    source.file = unescaped(
         named([&](char* to, std::size_t size) { return H5Pget_virtual_filename(properties, i, to, size); }));
-    std::string source = unescaped(
+    source.dataset = unescaped(
         named([&](char* to, std::size_t size) { return H5Pget_virtual_dsetname(properties, i, to, size); }));
-    if (source.starts_with('/')) source.erase(0, 1);
-    auto found = sources.find(file_name);
+    if (source.dataset.starts_with('/')) source.dataset.erase(0, 1);
+    needed.push_back(std::move(source));
+  }
+  return needed;
+}
+
+namespace {
+
+std::filesystem::path path_of(const std::filesystem::path& index, const std::string& source) {
+  return source == "." ? index : index.parent_path() / source;  // an absolute name stays
+}
+
+}  // namespace
+
+void Hdf5File::Impl::check_sources(const std::string& name, const std::vector<Source>& needed) const {
+  for (const Source& source : needed) {
+    auto found = sources.find(source.file);
     if (found == sources.end()) {
       try {
-        const auto full = file_name == "." ? path : path.parent_path() / file_name;  // an absolute name stays
-        const auto names = Hdf5File::open(full).datasets();
-        found = sources.emplace(file_name, std::set<std::string>(names.begin(), names.end())).first;
+        const auto names = Hdf5File::open(path_of(path, source.file)).datasets();
+        found = sources.emplace(source.file, std::set<std::string>(names.begin(), names.end())).first;
       } catch (const Error& error) {
         fail("hdf5", "{}: {}: a part of it is in another file: {}", path.string(), name, error.what());
       }
     }
-    check(found->second.contains(source), "hdf5", "{}: {}: a part of it is missing: no dataset {} in {}",
-          path.string(), name, source, file_name);
+    check(found->second.contains(source.dataset), "hdf5",
+          "{}: {}: a part of it is missing: no dataset {} in {}", path.string(), name, source.dataset,
+          source.file);
   }
+}
+
+void Hdf5File::Impl::blame_source(const std::string& name, const std::vector<Source>& needed) const {
+  for (const Source& source : needed) try {
+      Hdf5File::open(path_of(path, source.file)).read_vector<double>(source.dataset);
+    } catch (const Error& error) {
+      fail("hdf5", "{}: {}: a part of it is in another file: {}", path.string(), name, error.what());
+    }
 }
 
 }  // namespace transmamba
