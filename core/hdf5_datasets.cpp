@@ -97,10 +97,8 @@ void Hdf5File::Impl::read(const std::string& name, const Extents* offset, const 
   check(kind == H5T_INTEGER || (kind == H5T_FLOAT && wanted == H5T_FLOAT), "hdf5",
         "{}: {}: expected {}, got {}", path.string(), name, hdf5::describe_type(type),
         hdf5::describe_type(stored));
+  check_sources(from, name);
   if (volume(extent) == 0) return;
-  const std::vector<Source> needed =
-      sources_of(from, name, offset ? *offset : Extents(extent.size()), extent);
-  check_sources(name, needed);
   const Handle file_space = own(H5Dget_space(from), H5Sclose, name, "its shape cannot be read");
   const Handle memory_space = dataspace(extent);
   if (offset != nullptr && !extent.empty()) {
@@ -111,12 +109,7 @@ void Hdf5File::Impl::read(const std::string& name, const Extents* offset, const 
   const Handle transfer(H5Pcreate(H5P_DATASET_XFER), H5Pclose);
   if (kind == H5T_INTEGER && wanted == H5T_INTEGER)
     must(H5Pset_type_conv_cb(transfer, refuse_overflow, nullptr), name, "cannot be read");
-  try {
-    must(H5Dread(from, type, memory_space, file_space, transfer, out), name, "cannot be read");
-  } catch (const Error&) {
-    blame_source(name, needed);
-    throw;
-  }
+  must(H5Dread(from, type, memory_space, file_space, transfer, out), name, "cannot be read");
 }
 
 namespace {
@@ -145,6 +138,7 @@ void Hdf5File::read(const std::string& name, const Extents& offset, const View& 
   const Extents extent = extents(out.shape());
   check_block(impl_->path.string(), name, shape(name), offset, extent);
   const hid_t type = native_type_of(out.dtype(), impl_->path.string() + ": " + name);
+  if (impl_->read_pieces(name, offset, out)) return;
   if (out.contiguous()) return impl_->read(name, &offset, extent, type, out.raw());
   std::vector<std::byte> dense(static_cast<std::size_t>(out.numel() * size_of(out.dtype())));
   impl_->read(name, &offset, extent, type, dense.data());
