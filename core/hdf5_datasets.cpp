@@ -138,6 +138,7 @@ void Hdf5File::read(const std::string& name, const Extents& offset, const View& 
   const Extents extent = extents(out.shape());
   check_block(impl_->path.string(), name, shape(name), offset, extent);
   const hid_t type = native_type_of(out.dtype(), impl_->path.string() + ": " + name);
+  if (impl_->read_pieces(name, offset, out)) return;
   if (out.contiguous()) return impl_->read(name, &offset, extent, type, out.raw());
   std::vector<std::byte> dense(static_cast<std::size_t>(out.numel() * size_of(out.dtype())));
   impl_->read(name, &offset, extent, type, dense.data());

@@ -98,7 +98,8 @@ struct Hdf5File::Impl {
   mutable std::string recent_name;  // the dataset read last stays open: its chunk cache and index are warm
   mutable hdf5::Handle recent;
   mutable std::map<std::string, std::set<std::string>>
-      sources;  // checked files of virtual datasets -> datasets
+      sources;                                           // checked files of virtual datasets -> datasets
+  mutable std::map<std::string, Hdf5File> open_sources;  // some of them
 
   [[noreturn]] void raise(std::string_view object, std::string_view what) const;  ///< with innermost_error()
   hdf5::Handle own(hid_t id, hdf5::Handle::Closer closer, std::string_view object,
@@ -110,6 +111,10 @@ struct Hdf5File::Impl {
   hid_t dataset(const std::string& name) const;  ///< open until the next call
   hdf5::Handle object(const std::string& name) const;
   void check_sources(hid_t dataset, const std::string& name) const;
+  /// Reads a block of a virtual dataset from its sources. False, having read nothing, where it is none or not
+  /// made of whole datasets as write_virtual() makes it.
+  bool read_pieces(const std::string& name, const Extents& offset, const View& out) const;
+  const Hdf5File& source(const std::string& file, const std::string& name) const;
   void read(const std::string& name, const Extents* offset, const Extents& extent, hid_t type,
             void* out) const;
   void write(const std::string& name, const Extents& shape, hid_t type, const void* values);

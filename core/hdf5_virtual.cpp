@@ -2,6 +2,11 @@
 //
 // HDF5 shows the fill value, silently, where a source file is missing or cannot be opened. A checkpoint with
 // a lost shard would load as zeros. So the fill value is NaN, and reads here check every source first.
+//
+// Tensors are read from the sources that a block needs, one after the other, and not through HDF5's virtual
+// datasets: an error then names the file that is damaged, a source of another shape is noticed, and files
+// are opened as everywhere else here, without locks. (HDF5 opens sources with locks, and refuses a file that
+// is open both ways, such as by another thread that reads the same checkpoint.)
 #include <algorithm>
 #include <functional>
 #include <limits>
@@ -137,6 +142,94 @@ void Hdf5File::Impl::check_sources(hid_t dataset, const std::string& name) const
     check(found->second.contains(source), "hdf5", "{}: {}: a part of it is missing: no dataset {} in {}",
           path.string(), name, source, file_name);
   }
+}
+
+namespace {
+
+/// Whether a selection is one dense block, and which.
+bool block_of(hid_t space, std::vector<std::int64_t>& offset, std::vector<std::int64_t>& extent) {
+  const int rank = H5Sget_simple_extent_ndims(space);
+  const hssize_t points = H5Sget_select_npoints(space);
+  if (rank <= 0 || points <= 0) return false;
+  std::vector<hsize_t> low(static_cast<std::size_t>(rank)), high(low);
+  if (H5Sget_select_bounds(space, low.data(), high.data()) < 0) return false;
+  offset.assign(low.begin(), low.end());
+  extent.clear();
+  for (std::size_t d = 0; d < low.size(); ++d)
+    extent.push_back(static_cast<std::int64_t>(high[d] - low[d] + 1));
+  return volume(extent) == points;
+}
+
+/// Whether a source's selection is all of a dataset of that shape. Files hold no more of it than "all".
+bool is_whole(hid_t space, const std::vector<std::int64_t>& shape) {
+  if (H5Sget_select_type(space) == H5S_SEL_ALL) return true;
+  std::vector<std::int64_t> offset, extent;
+  return block_of(space, offset, extent) && extent == shape &&
+         offset == std::vector(shape.size(), std::int64_t{0});
+}
+
+}  // namespace
+
+const Hdf5File& Hdf5File::Impl::source(const std::string& file, const std::string& name) const {
+  constexpr std::size_t kMostOpen = 32;  // of a thousand that a process may have
+  const auto found = open_sources.find(file);
+  if (found != open_sources.end()) return found->second;
+  if (open_sources.size() == kMostOpen) open_sources.clear();
+  try {
+    return open_sources.emplace(file, Hdf5File::open(file == "." ? path : path.parent_path() / file))
+        .first->second;
+  } catch (const Error& error) {
+    fail("hdf5", "{}: {}: a part of it is in another file: {}", path.string(), name, error.what());
+  }
+}
+
+bool Hdf5File::Impl::read_pieces(const std::string& name, const Extents& offset, const View& out) const {
+  const hid_t whole = dataset(name);
+  const Handle properties(H5Dget_create_plist(whole), H5Pclose);
+  if (H5Pget_layout(properties) != H5D_VIRTUAL) return false;
+  struct Part {
+    std::string file, dataset;
+    Extents extent, from;
+    View to;
+  };
+  std::vector<Part> parts;
+  std::int64_t covered = 0;
+  std::size_t count = 0;
+  must(H5Pget_virtual_count(properties, &count), name, "its sources cannot be read");
+  for (std::size_t i = 0; i < count; ++i) {
+    Part part;
+    Extents at;
+    const Handle shown(H5Pget_virtual_vspace(properties, i), H5Sclose);
+    const Handle stored(H5Pget_virtual_srcspace(properties, i), H5Sclose);
+    if (!block_of(shown, at, part.extent) || at.size() != offset.size() || !is_whole(stored, part.extent))
+      return false;
+    part.to = out;
+    for (int d = 0; d < out.rank() && part.to.numel() > 0; ++d) {
+      const auto k = static_cast<std::size_t>(d);
+      const std::int64_t begin = std::max(at[k], offset[k]),
+                         end = std::min(at[k] + part.extent[k], offset[k] + out.dim(d));
+      part.from.push_back(begin - at[k]);
+      part.to = begin < end ? part.to.slice(d, begin - offset[k], end - offset[k]) : part.to.slice(d, 0, 0);
+    }
+    if (part.to.numel() == 0) continue;
+    covered += part.to.numel();
+    part.file = unescaped(
+        named([&](char* to, std::size_t size) { return H5Pget_virtual_filename(properties, i, to, size); }));
+    part.dataset = unescaped(
+        named([&](char* to, std::size_t size) { return H5Pget_virtual_dsetname(properties, i, to, size); }));
+    parts.push_back(std::move(part));
+  }
+  if (covered != out.numel()) return false;
+  for (const Part& part : parts) {
+    const Hdf5File& from = source(part.file, name);
+    check(from.has(part.dataset), "hdf5", "{}: {}: a part of it is missing: no dataset {} in {}",
+          path.string(), name, part.dataset, from.path().string());
+    check(from.shape(part.dataset) == part.extent, "hdf5",
+          "{}: {}: a part of it is in another file: {}: {} has another shape than it had", path.string(),
+          name, from.path().string(), part.dataset);
+    from.read(part.dataset, part.from, part.to);
+  }
+  return true;
 }
 
 }  // namespace transmamba

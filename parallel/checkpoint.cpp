@@ -12,6 +12,8 @@
 
 #include "core/config_keys.h"
 #include "core/durable_rename.h"
+#include "parallel/checkpoint_shards.h"
+#include "parallel/comm/agree.h"
 
 namespace transmamba {
 namespace {
@@ -22,32 +24,10 @@ constexpr std::int64_t kFormatVersion = 1;
 constexpr std::string_view kPartial = ".partial", kOld = ".old";
 constexpr std::string_view kStep = "step_";
 
-std::string shard_name(int rank) { return fmt::format("shard_{:05}.h5", rank); }
-
-/// What the two moments and the values are called in a file, in the order of `flat_of`.
-constexpr std::array<const char*, 3> kGroups = {"params/", "optimizer/m/", "optimizer/v/"};
-
-void write_shard(const fs::path& path, const ParameterStore& store, const Optimizer& optimizer) {
-  Hdf5File file = Hdf5File::create(path);
-  const std::array<const Tensor*, 3> flat = {&store.values(), &optimizer.m(), &optimizer.v()};
-  for (std::size_t g = 0; g < kGroups.size(); ++g)
-    for (const Parameter& p : store.parameters()) file.write(kGroups[g] + p.name, store.slice(*flat[g], p));
-  file.close();
-}
-
 void write_index(const fs::path& path, const TrainState& state, const Config& config,
-                 const TokenizerSource& tokenizer, const ParameterStore& store) {
-  const auto extents = [](const Shape& shape) {
-    Hdf5File::Extents out;
-    for (int i = 0; i < shape.rank(); ++i) out.push_back(shape[i]);
-    return out;
-  };
+                 const TokenizerSource& tokenizer, DType dtype, const std::vector<std::string>& shards) {
   Hdf5File file = Hdf5File::create(path);
-  for (const char* group : kGroups)
-    for (const Parameter& p : store.parameters())
-      file.write_virtual(
-          group + p.name, extents(p.shard.global), p.value.dtype(),
-          {{shard_name(0), group + p.name, extents(p.shard.offset()), extents(p.shard.shape())}});
+  write_tensors(file, dtype, shards);
   file.set_attribute("format_version", kFormatVersion);
   file.set_attribute("step", state.step);
   file.set_attribute("consumed_sequences", state.consumed_sequences);
@@ -57,7 +37,7 @@ void write_index(const fs::path& path, const TrainState& state, const Config& co
   file.set_attribute("tokenizer", tokenizer.name);
   if (!tokenizer.model.empty())
     file.write("tokenizer_model", std::vector<std::uint8_t>(tokenizer.model.begin(), tokenizer.model.end()));
-  file.set_attribute("shards", std::int64_t{1});
+  file.set_attribute("shards", static_cast<std::int64_t>(shards.size()));
   file.close();
 }
 
@@ -170,39 +150,61 @@ void remove_old(const fs::path& root, std::int64_t keep) {
 
 }  // namespace
 
-void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config,
-                     const TokenizerSource& tokenizer, const ParameterStore& store,
+void save_checkpoint(Communicator& world, const CheckpointConfig& where, const TrainState& state,
+                     const Config& config, const TokenizerSource& tokenizer, const ParameterStore& store,
                      const Optimizer& optimizer) {
   const fs::path folder = where.path / fmt::format("{}{:08}", kStep, state.step);
   const fs::path aside = with_suffix(folder, kPartial);
+  const bool first = world.rank() == 0;
   try {
-    fs::create_directories(where.path);
-    fs::remove_all(aside);
-    fs::create_directory(aside);
-    write_shard(aside / shard_name(0), store, optimizer);
-    write_index(aside / "index.h5", state, config, tokenizer, store);
-    write_cksum(aside);
-    sync_to_disk(aside);
-    put_in_place(aside, folder);
-    set_aside_later_ones(where.path, state.step);
+    agree(world, "checkpoint: folder", [&] {
+      if (!first) return;
+      fs::create_directories(where.path);
+      fs::remove_all(aside);
+      fs::create_directory(aside);
+    });
+    agree(world, "checkpoint: shards", [&] {
+      write_shard(aside, {world.rank(), world.size(), state.step}, store, optimizer);
+      if (!first) sync_to_disk(aside);  // its own name in it, as each computer knows it
+    });
+    const auto shards =
+        gather_text(world, "checkpoint: what is in the shards", describe_shard(store, optimizer));
+    agree(world, "checkpoint: index", [&] {
+      if (!first) return;
+      write_index(aside / "index.h5", state, config, tokenizer, store.values().dtype(), shards);
+      write_cksum(aside);
+      sync_to_disk(aside);
+      put_in_place(aside, folder);
+      set_aside_later_ones(where.path, state.step);
+    });
   } catch (const std::exception& error) {
     std::error_code ignored;
-    fs::remove_all(aside, ignored);
+    if (first) fs::remove_all(aside, ignored);  // after agree() nobody writes there any more
     fail(kWhere, "step {} could not be saved; earlier checkpoints are untouched: {}", state.step,
          error.what());
   }
-  remove_old(where.path, where.keep);
+  if (first) remove_old(where.path, where.keep);
 }
 
-void prepare_checkpoints(const CheckpointConfig& where) {
-  const fs::path trial = where.path / fmt::format("{}trial{}", kStep, kPartial);
-  std::error_code error;
-  fs::create_directories(where.path, error);
-  if (!error) fs::create_directory(trial, error);
-  check(!error, kWhere, "checkpoint.path = {}: cannot be written to: {}", where.path.string(),
-        error.message());
-  fs::remove(trial, error);
+void prepare_checkpoints(Communicator& world, const CheckpointConfig& where) {
+  agree(world, "checkpoint: trial", [&] {
+    const fs::path trial = where.path / fmt::format("{}trial_{:05}{}", kStep, world.rank(), kPartial);
+    std::error_code error;
+    fs::create_directories(where.path, error);
+    if (!error) fs::create_directory(trial, error);
+    check(!error, kWhere, "checkpoint.path = {}: cannot be written to: {}", where.path.string(),
+          error.message());
+    fs::remove(trial, error);
+  });
 }
+
+void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config,
+                     const TokenizerSource& tokenizer, const ParameterStore& store,
+                     const Optimizer& optimizer) {
+  save_checkpoint(*self_communicator(), where, state, config, tokenizer, store, optimizer);
+}
+
+void prepare_checkpoints(const CheckpointConfig& where) { prepare_checkpoints(*self_communicator(), where); }
 
 std::vector<fs::path> list_checkpoints(const fs::path& root, std::int64_t after) {
   std::vector<fs::path> folders;
@@ -214,7 +216,7 @@ std::vector<fs::path> list_checkpoints(const fs::path& root, std::int64_t after)
   return folders;
 }
 
-Checkpoint::Checkpoint(const fs::path& folder)
+Checkpoint::Checkpoint(const fs::path& folder, int rank, int ranks)
     : folder_(folder), index_([&] {
         check(fs::is_directory(folder), kWhere, "{}: expected a checkpoint folder, found {}", folder.string(),
               fs::exists(folder) ? "a file" : "nothing");
@@ -228,9 +230,9 @@ Checkpoint::Checkpoint(const fs::path& folder)
   const auto version = index_.attribute<std::int64_t>("format_version");
   check(version == kFormatVersion, kWhere, "{}: format version: expected {}, got {}", folder.string(),
         kFormatVersion, version);
-  for (int rank = 0; rank < index_.attribute<std::int64_t>("shards"); ++rank)
-    Hdf5File::open(folder / shard_name(rank));
   state_.step = index_.attribute<std::int64_t>("step");
+  const int shards = static_cast<int>(index_.attribute<std::int64_t>("shards"));
+  for (int shard = rank; shard < shards; shard += ranks) check_shard(folder, {shard, shards, state_.step});
   state_.consumed_sequences = index_.attribute<std::int64_t>("consumed_sequences");
   tokenizer_.name = index_.attribute<std::string>("tokenizer");
   if (index_.has("tokenizer_model")) {
@@ -240,27 +242,57 @@ Checkpoint::Checkpoint(const fs::path& folder)
   config_ = parse_config_text(index_.attribute<std::string>("config"), (folder / "index.h5").string(), {});
 }
 
-void Checkpoint::load(const std::string& group, const ParameterStore& store, const Tensor& flat) const {
-  for (const Parameter& p : store.parameters()) {
-    const std::string name = group + p.name;
-    check(index_.has(name), kWhere, "{}: {} is missing", folder_.string(), name);
-    Shape global;
-    for (std::int64_t extent : index_.shape(name)) global.append(extent);
-    check(global == p.shard.global, kWhere, "{}: {}: expected shape {}, found {}", folder_.string(), name,
-          to_string(p.shard.global), to_string(global));
-    Hdf5File::Extents offset;
-    for (int i = 0; i < global.rank(); ++i) offset.push_back(p.shard.offset()[i]);
-    index_.read(name, offset, store.slice(flat, p));
-  }
+void Checkpoint::read(const std::string& name, const Parameter& p, const Shape& offset,
+                      const View& out) const {
+  check(index_.has(name), kWhere, "{}: {} is missing", folder_.string(), name);
+  Shape global;
+  for (std::int64_t extent : index_.shape(name)) global.append(extent);
+  check(global == p.shard.global, kWhere, "{}: {}: expected shape {}, found {}", folder_.string(), name,
+        to_string(p.shard.global), to_string(global));
+  Hdf5File::Extents start;
+  for (int i = 0; i < offset.rank(); ++i) start.push_back(offset[i]);
+  index_.read(name, start, out);
 }
 
 void Checkpoint::load_parameters(const ParameterStore& store) const {
-  load(kGroups[0], store, store.values());
+  for (const Parameter& p : store.parameters())
+    read(kCheckpointGroups[0] + p.name, p, p.shard.offset(), p.value);
 }
 
 void Checkpoint::load_optimizer(const ParameterStore& store, const Optimizer& optimizer) const {
-  load(kGroups[1], store, optimizer.m());
-  load(kGroups[2], store, optimizer.v());
+  const std::array<const Tensor*, 2> moments = {&optimizer.m(), &optimizer.v()};
+  for (std::size_t i = 0; i < moments.size(); ++i)
+    for (const OwnedRun& run : optimizer.owned()) {
+      const Parameter& p = store.parameters()[run.parameter];
+      for (const ShardBox& box : shard_boxes(p.shard, run.begin, run.end))
+        read(kCheckpointGroups[i + 1] + p.name, p, box.offset,
+             box_view(*moments[i], run.owned_offset + box.local - run.begin, box.extent));
+    }
+}
+
+std::vector<fs::path> list_checkpoints(Communicator& world, const fs::path& root, std::int64_t after) {
+  std::string names;  // a path has no NUL, and may have anything else
+  if (world.rank() == 0)
+    for (const fs::path& folder : list_checkpoints(root, after)) names += folder.filename().string() + '\0';
+  names = gather_text(world, "checkpoint: list", names)[0];
+  std::vector<fs::path> folders;
+  for (std::size_t at = 0; at < names.size(); at = names.find('\0', at) + 1)
+    folders.push_back(root / names.substr(at, names.find('\0', at) - at));
+  return folders;
+}
+
+Checkpoint open_checkpoint(Communicator& world, const fs::path& folder) {
+  std::optional<Checkpoint> opened;
+  agree(world, "checkpoint: opening", [&] { opened.emplace(folder, world.rank(), world.size()); });
+  return *std::move(opened);
+}
+
+void load_checkpoint(Communicator& world, const Checkpoint& checkpoint, const ParameterStore& store,
+                     const Optimizer& optimizer) {
+  agree(world, "checkpoint: loading", [&] {
+    checkpoint.load_parameters(store);
+    checkpoint.load_optimizer(store, optimizer);
+  });
 }
 
 void check_same_model(const ModelConfig& saved, const ModelConfig& current, const std::string& where) {

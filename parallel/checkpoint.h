@@ -1,15 +1,24 @@
-// Checkpoints: a folder a step, in HDF5, readable by any HDF5 tool.
+// Checkpoints: a folder a step, in HDF5, readable by any HDF5 tool and under any mesh.
 //
 //   <root>/step_00000100/index.h5        every tensor at its global shape: virtual datasets over the shards
 //   <root>/step_00000100/index.cksum     what `cksum index.h5` prints there; checked where it is present
-//   <root>/step_00000100/shard_00000.h5  what one rank holds, each chunk with its own checksum
+//   <root>/step_00000100/shard_00003.h5  what rank 3 owns, each chunk with its own checksum
 //
-// Datasets: params/<name>, optimizer/m/<name>, optimizer/v/<name>, with the reference's parameter names.
-// Attributes of the index: format_version, step, consumed_sequences, seed, rng, config (INI), tokenizer,
-// shards; a dataset tokenizer_model where the tokenizer has one. A checkpoint is written aside, synced and
-// renamed: under its final name it is whole. A crash while writing leaves a folder ending in .partial, which
-// the next save removes. Checkpoints of later steps than the one being saved are of a run that this one
-// replaces, or damaged: saving sets them aside as step_<step>.old, which nothing here reads or removes.
+// Datasets of the index: params/<name>, optimizer/m/<name>, optimizer/v/<name>, with the reference's
+// parameter names. Attributes of the index: format_version, step, consumed_sequences, seed, rng, config
+// (INI), tokenizer, shards; a dataset tokenizer_model where the tokenizer has one.
+//
+// Datasets of a shard: those of the parameters of which the rank owns elements that count (no copies). Where
+// that is all of its slice, the dataset has the name that it has in the index; else the elements are
+// <that name>/0, <that name>/1, ..: boxes of the tensor (core/shard_boxes.h), in order. Attributes: step,
+// shard, shards (this one's number, and how many), without which a shard could be taken for another.
+//
+// A checkpoint is written aside, synced and renamed: under its final name it is whole. A crash while writing
+// leaves a folder ending in .partial, which the next save removes. Checkpoints of later steps than the one
+// being saved are of a run that this one replaces, or damaged: saving sets them aside as step_<step>.old,
+// which nothing here reads or removes.
+//
+// Functions that take `world` are collective calls. What fails on one rank fails on all, with the same Error.
 #pragma once
 
 #include <filesystem>
@@ -20,6 +29,7 @@
 #include "core/config.h"
 #include "core/hdf5_file.h"
 #include "core/parameter.h"
+#include "parallel/comm/communicator.h"
 #include "parallel/optimizer.h"
 
 namespace transmamba {
@@ -36,39 +46,45 @@ struct TokenizerSource {
   std::string name, model;
 };
 
-/// Writes <root>/step_<step> and then removes all but the `keep` newest (0: keeps all).
-/// On failure throws Error; what was there before is untouched.
-void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config,
-                     const TokenizerSource& tokenizer, const ParameterStore& store,
+/// Writes <root>/step_<step>, each rank its own shard, and then removes all but the `keep` newest (0: keeps
+/// all). All ranks see the same files. Values must be as the last step left them (Engine::finish). On failure
+/// throws Error; what was there before is untouched.
+void save_checkpoint(Communicator& world, const CheckpointConfig& where, const TrainState& state,
+                     const Config& config, const TokenizerSource& tokenizer, const ParameterStore& store,
                      const Optimizer& optimizer);
 
 /// Makes the folder and tries to write in it, so that a run that cannot save ends before its first step.
-void prepare_checkpoints(const CheckpointConfig& where);
+void prepare_checkpoints(Communicator& world, const CheckpointConfig& where);
 
 class Checkpoint {
  public:
   /// Opens one checkpoint folder. Throws Error if it is not whole: no index, a shard missing, truncated or
-  /// foreign.
-  explicit Checkpoint(const std::filesystem::path& folder);
+  /// foreign. Of the shards it looks at numbers `rank`, `rank` + `ranks`, ..: ranks share that work.
+  explicit Checkpoint(const std::filesystem::path& folder, int rank = 0, int ranks = 1);
 
   const std::filesystem::path& folder() const { return folder_; }
   const TrainState& state() const { return state_; }
   const Config& config() const { return config_; }  ///< of the run that wrote it
   const TokenizerSource& tokenizer() const { return tokenizer_; }
 
-  /// Reads this rank's slices. Throws Error naming the first tensor that is missing, has another shape or
-  /// fails its checksum.
+  /// Reads this rank's whole slices and the moments that it owns, whatever mesh wrote them. Throws Error
+  /// naming the first tensor that is missing or has another shape, or the file that is missing or damaged.
   void load_parameters(const ParameterStore& store) const;
   void load_optimizer(const ParameterStore& store, const Optimizer& optimizer) const;
 
  private:
-  void load(const std::string& group, const ParameterStore& store, const Tensor& flat) const;
+  void read(const std::string& name, const Parameter& p, const Shape& offset, const View& out) const;
   std::filesystem::path folder_;
   Hdf5File index_;
   TrainState state_;
   Config config_;
   TokenizerSource tokenizer_;
 };
+
+Checkpoint open_checkpoint(Communicator& world, const std::filesystem::path& folder);
+/// Parameters and moments. On failure they are undefined.
+void load_checkpoint(Communicator& world, const Checkpoint& checkpoint, const ParameterStore& store,
+                     const Optimizer& optimizer);
 
 /// Throws Error naming each key in which the two models differ. TransPoints, the gate and the converter do
 /// not change what parameters mean, so they may differ.
@@ -77,5 +93,14 @@ void check_same_model(const ModelConfig& saved, const ModelConfig& current, cons
 /// Checkpoint folders below `root` of steps after `after`, newest first. Partial ones are not among them.
 std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path& root,
                                                     std::int64_t after = -1);
+/// As rank 0 sees them, so that all ranks choose the same one.
+std::vector<std::filesystem::path> list_checkpoints(Communicator& world, const std::filesystem::path& root,
+                                                    std::int64_t after = -1);
+
+// Of runs of one rank.
+void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config,
+                     const TokenizerSource& tokenizer, const ParameterStore& store,
+                     const Optimizer& optimizer);
+void prepare_checkpoints(const CheckpointConfig& where);
 
 }  // namespace transmamba

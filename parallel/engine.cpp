@@ -11,7 +11,7 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
     : config_(config),
       context_(context),
       model_(config.model, resolve_transpoints(config.model, config.train.seq_len), context, placement,
-             config.parallel.bucket_mb << 20),
+             static_cast<std::int64_t>(config.parallel.bucket_mb * (1 << 20))),
       schedule_(one_forward_one_backward(mesh().pp().size(), model_.placement().chunks(),
                                          transmamba::micro_batches(config, config.parallel))),
       buckets_(model_),

@@ -86,7 +86,7 @@ double exposed_dp_seconds(const Plan& plan) {
     for (std::size_t s = rank; s < plan.stages.size(); s += plan.memory.size())
       forward += plan.stage_times[s].forward(), backward += plan.stage_times[s].backward();
     const double bytes = plan.memory[rank].gradients;
-    const double bucket = std::min(bytes, static_cast<double>(p.bucket_mb) * (1 << 20));
+    const double bucket = std::min(bytes, p.bucket_mb * (1 << 20));
     const double scatter = reduce_scatter_seconds(links, group, bytes);
     const double gather = all_gather_seconds(links, group, bytes);
     most = std::max(most, std::max(scatter - backward, reduce_scatter_seconds(links, group, bucket)) +

@@ -54,6 +54,7 @@ with h5py.File(index) as file, h5py.File(folder / "shard_00000.h5") as shard:
                                            "tokenizer": "bytes", "rng": state["rng"], "config": ""},
            f"expected the run's state, got {state}")
     expect("hidden_size = 16" in state["config"], f"expected the configuration, got {state['config']}")
+    expect(dict(shard.attrs) == {"step": 2, "shard": 0, "shards": 1}, f"expected which shard it is, got {dict(shard.attrs)}")
     last = file["params/final_norm.weight"][-1]
 
 dumped = output_of("h5dump", "-d", "/params/final_norm.weight", "-y", "-w", "1", index)

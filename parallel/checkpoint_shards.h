@@ -1,0 +1,40 @@
+// The files of a checkpoint: what each rank writes, and the index that shows all of it as whole tensors. For
+// parallel/checkpoint.cpp only, which knows about folders.
+#pragma once
+
+#include <array>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "core/hdf5_file.h"
+#include "core/shard_boxes.h"
+#include "parallel/optimizer.h"
+
+namespace transmamba {
+
+/// Of parameters and of their two moments.
+inline constexpr std::array<const char*, 3> kCheckpointGroups = {"params/", "optimizer/m/", "optimizer/v/"};
+
+/// Which of how many, and of which step: what a shard says of itself, so that it is not taken for another.
+struct ShardLabel {
+  int rank = 0, ranks = 1;
+  std::int64_t step = 0;
+};
+std::string shard_name(int rank);  ///< "shard_00003.h5"
+
+/// Writes, syncs and closes the shard of a rank: the values and moments that it owns and that are no copies.
+void write_shard(const std::filesystem::path& folder, const ShardLabel& label, const ParameterStore& store,
+                 const Optimizer& optimizer);
+/// Throws Error naming the file where it is missing, truncated or another than the label says.
+void check_shard(const std::filesystem::path& folder, const ShardLabel& label);
+
+/// What write_shard() has written, in words for write_tensors() on another rank.
+std::string describe_shard(const ParameterStore& store, const Optimizer& optimizer);
+/// Every tensor at its global shape, from the descriptions of all shards.
+void write_tensors(Hdf5File& index, DType dtype, const std::vector<std::string>& descriptions);
+
+/// Elements of a flat run of values, from `first` on, as a box.
+View box_view(const View& flat, std::int64_t first, const Shape& extent);
+
+}  // namespace transmamba
