@@ -36,8 +36,10 @@ void agree(Communicator& group, std::string_view what, const std::function<void(
     step();
   } catch (const std::bad_alloc&) {
     mine = fmt::format("[{}] out of memory", what);
-  } catch (const std::exception& error) {
+  } catch (const Error& error) {
     mine = text_of(error.what());
+  } catch (const std::exception& error) {  // of the standard library: a file system, say
+    mine = fmt::format("[system] {}", error.what());
   }
   const std::vector<std::string> texts = gather_text(group, what, mine, where);
   const auto failed =
