@@ -198,14 +198,6 @@ void prepare_checkpoints(Communicator& world, const CheckpointConfig& where) {
   });
 }
 
-void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config,
-                     const TokenizerSource& tokenizer, const ParameterStore& store,
-                     const Optimizer& optimizer) {
-  save_checkpoint(*self_communicator(), where, state, config, tokenizer, store, optimizer);
-}
-
-void prepare_checkpoints(const CheckpointConfig& where) { prepare_checkpoints(*self_communicator(), where); }
-
 std::vector<fs::path> list_checkpoints(const fs::path& root, std::int64_t after) {
   std::vector<fs::path> folders;
   for (fs::path& entry : entries_of(root))
