@@ -43,6 +43,7 @@ struct Machine {
   OpCost summary;        ///< segment summary, the Memory Converter: per token, head and n p
   OpCost conv;           ///< per token and channel, at width 4
   OpCost norm;           ///< per element
+  OpCost gated_norm;     ///< per element; of the mixer's output, by head
   OpCost swiglu;         ///< per element of the MLP's width
   OpCost rope;           ///< per element; backward is the same turn back
   OpCost copy;           ///< per element; forward alone

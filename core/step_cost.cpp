@@ -48,7 +48,7 @@ Seconds mixer_rest_seconds(const ModelConfig& m, const Machine& machine, double 
   seconds += op(machine.norm, mine * d);
   seconds += op(machine.copy, mine * d);
   seconds += op(machine.conv, tokens * h * (2 * n + p) * real(m.conv_width) / 4);
-  seconds += op(machine.norm, tokens * h * p);
+  seconds += op(machine.gated_norm, tokens * h * p);
   return seconds;
 }
 

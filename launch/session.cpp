@@ -3,10 +3,8 @@
 #include <sched.h>
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
-#include <csignal>
-#include <cstdio>
-#include <new>
 
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
@@ -24,14 +22,15 @@ DType parse_dtype(const std::string& name) { return name == "float64" ? DType::f
 
 }  // namespace
 
-Session::Session(const TrainConfig& config) {
+Session::Session(const TrainConfig& config, int ranks_on_cores) {
   check(config.device == "cpu", "session",
         "train.device = {}: this version trains on the CPU; its CUDA kernels work, but no model's tensors "
         "are put on a GPU "
         "yet; allowed now: cpu",
         config.device);
   context_.stream.device = Device::cpu;
-  context_.stream.threads = config.threads > 0 ? static_cast<int>(config.threads) : available_cores();
+  context_.stream.threads =
+      config.threads > 0 ? static_cast<int>(config.threads) : std::max(1, available_cores() / ranks_on_cores);
   context_.dtype = parse_dtype(config.dtype);
   context_.memory = &memory_;
 }
@@ -61,29 +60,6 @@ std::int64_t peak_resident_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;  // Linux counts kilobytes
-}
-
-int run_command(const std::function<int()>& command) {
-  std::signal(SIGXFSZ,
-              SIG_IGN);  // past a file size limit, writes fail with an error instead of killing the process
-  try {
-    const int code = command();
-    const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
-    check(written, "output", "standard output could not be written");
-    return code;
-  } catch (const std::bad_alloc&) {
-    std::fflush(stdout);
-    fmt::print(
-        stderr,
-        "transmamba: [memory] out of memory; a smaller train.micro_batch or train.seq_len needs less\n");
-  } catch (const Error& error) {
-    std::fflush(stdout);
-    fmt::print(stderr, "transmamba: {}\n", error.what());
-  } catch (const std::exception& error) {  // of the standard library: a file system, say
-    std::fflush(stdout);
-    fmt::print(stderr, "transmamba: [system] {}\n", error.what());
-  }
-  return 1;
 }
 
 }  // namespace transmamba

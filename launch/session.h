@@ -1,7 +1,5 @@
-// One process of a run: its device, its cores, its memory, and how it ends.
+// What a rank runs with: its device, its cores and its memory.
 #pragma once
-
-#include <functional>
 
 #include "core/config.h"
 #include "core/tensor.h"
@@ -12,7 +10,8 @@ namespace transmamba {
 /// what it asks for.
 class Session {
  public:
-  explicit Session(const TrainConfig& config);
+  /// `ranks_on_cores` ranks share the cores that this process may use (Process knows).
+  explicit Session(const TrainConfig& config, int ranks_on_cores = 1);
   Session(const Session&) = delete;  // the context points into it
   Session& operator=(const Session&) = delete;
   const Context& context() const { return context_; }
@@ -30,9 +29,5 @@ double measure_peak_flops(const Context& context, double seconds = 0.3);
 
 /// Largest resident memory this process has had, in bytes.
 std::int64_t peak_resident_bytes();
-
-/// Runs a command and turns what it throws into one line on stderr and exit code 1, also where its output
-/// could not be written.
-int run_command(const std::function<int()>& command);
 
 }  // namespace transmamba

@@ -7,6 +7,9 @@
 
 #include "core/cost_model.h"
 #include "core/transpoint.h"
+#include "launch/agreement.h"
+#include "parallel/comm/agree.h"
+#include "parallel/degrees.h"
 
 namespace transmamba {
 namespace {
@@ -19,19 +22,24 @@ double seconds_since(Clock::time_point start) {
 
 }  // namespace
 
-Trainer::Trainer(Config config, Session& session) : config_(std::move(config)), session_(session) {
+Trainer::Trainer(Config config, Session& session, Communicator& world)
+    : config_(std::move(config)), session_(session), world_(world), traffic_(world) {
   config_.validate_training();
+  check_same_configuration(world_, config_);
   open_data();
-  model_ = std::make_unique<Model>(config_.model, resolve_transpoints(config_.model, config_.train.seq_len),
-                                   session_.context());
-  optimizer_ = std::make_unique<Optimizer>(config_.optimizer, model_->parameters(), session_.context());
+  config_.parallel = resolve_parallel(config_, world_.size());
+  mesh_ = std::make_unique<Mesh>(world_, config_.parallel);
+  engine_ = std::make_unique<Engine>(config_, place(config_, *mesh_), session_.context());
   resume();
-  if (!config_.checkpoint.path.empty()) prepare_checkpoints(config_.checkpoint);
-  std::filesystem::path metrics = config_.log.metrics;
-  if (metrics.empty() && !config_.checkpoint.path.empty())
-    metrics = config_.checkpoint.path / "metrics.jsonl";
-  log_ = std::make_unique<MetricsLog>(metrics, state_.step, config_.log.every);
-  if (!config_.checkpoint.path.empty()) warn_of_later_checkpoints();
+  agree(world_, "start", [&] {
+    if (!speaks()) return;
+    if (!config_.checkpoint.path.empty()) prepare_checkpoints(config_.checkpoint);
+    std::filesystem::path metrics = config_.log.metrics;
+    if (metrics.empty() && !config_.checkpoint.path.empty())
+      metrics = config_.checkpoint.path / "metrics.jsonl";
+    log_ = std::make_unique<MetricsLog>(metrics, state_.step, config_.log.every);
+    if (!config_.checkpoint.path.empty()) warn_of_later_checkpoints();
+  });
   print_start();
 }
 
@@ -101,7 +109,7 @@ void Trainer::resume() {
     take_over(checkpoint);
     return;
   }
-  model_->parameters().initialise(config_.train.seed);
+  engine_->model().parameters().initialise(config_.train.seed);
 }
 
 void Trainer::check_fits(const Checkpoint& checkpoint) const {
@@ -113,10 +121,10 @@ void Trainer::check_fits(const Checkpoint& checkpoint) const {
 }
 
 void Trainer::take_over(const Checkpoint& checkpoint) {
-  checkpoint.load_parameters(model_->parameters());
-  checkpoint.load_optimizer(model_->parameters(), *optimizer_);
+  checkpoint.load_parameters(engine_->model().parameters());
+  checkpoint.load_optimizer(engine_->model().parameters(), engine_->optimizer());
   state_ = checkpoint.state();
-  fmt::print("resumed from {} after step {}\n", checkpoint.folder().string(), state_.step);
+  if (speaks()) fmt::print("resumed from {} after step {}\n", checkpoint.folder().string(), state_.step);
 }
 
 void Trainer::warn_of_later_checkpoints() const {
@@ -129,15 +137,23 @@ void Trainer::warn_of_later_checkpoints() const {
 }
 
 void Trainer::print_start() {
-  peak_flops_ = measure_peak_flops(session_.context());
+  const Tensor peak = session_.context().empty({1}, DType::f64);
+  *peak.ptr<double>() = measure_peak_flops(session_.context());  // all at once: ranks may share cores
+  world_.all_reduce("measured peak", peak);
+  peak_flops_ = *peak.ptr<double>();
+  if (!speaks()) return;
   const std::vector<std::int64_t> transpoints = resolve_transpoints(config_.model, config_.train.seq_len);
   fmt::print("{}\n", config_.to_ini());
-  fmt::print("{} parameters, TransPoints {} of {} tokens\n", model_->parameters().count(),
+  fmt::print("{} parameters, TransPoints {} of {} tokens\n", parameter_count(config_.model),
              fmt::join(transpoints, ","), config_.train.seq_len);
   fmt::print("{} training tokens, {} validation tokens; {} tokens a step\n", data_.training->size(),
              data_.validation ? data_.validation->size() : 0,
              config_.train.global_batch * config_.train.seq_len);
-  fmt::print("{}, {} thread{}, {}; measured peak {:.0f} GFLOP/s\n\n",
+  const ParallelConfig& p = config_.parallel;
+  fmt::print("{} rank{}: tp {} x cp {} x dp {} x pp {}; {} micro-batch{} of {} a rank and step\n",
+             world_.size(), world_.size() == 1 ? "" : "s", p.tp, p.cp, p.dp, p.pp, engine_->micro_batches(),
+             engine_->micro_batches() == 1 ? "" : "es", config_.train.micro_batch);
+  fmt::print("{}, {} thread{} a rank, {}; measured peak {:.0f} GFLOP/s\n\n",
              to_string(session_.context().stream.device), session_.context().stream.threads,
              session_.context().stream.threads == 1 ? "" : "s", to_string(session_.context().dtype),
              peak_flops_ / 1e9);
@@ -153,29 +169,49 @@ Batch Trainer::batch(const TokenDataset& data, const SampleOrder& order, std::in
   return batch;
 }
 
-double Trainer::validate() const {
+double Trainer::validate() {
   const SampleOrder order = SampleOrder::sequential(data_.validation->size(), config_.train.seq_len);
   const std::int64_t sequences = std::min(config_.train.validate_sequences, order.samples_per_epoch());
-  double loss = 0;
-  for (std::int64_t first = 0; first < sequences; first += config_.train.micro_batch) {
-    const std::int64_t count = std::min(config_.train.micro_batch, sequences - first);
-    loss += evaluate(session_.context(), *model_, batch(*data_.validation, order, first, count));
-  }
+  const std::int64_t each = config_.train.micro_batch, all = (sequences + each - 1) / each, dp = mesh_->dp();
+  const std::int64_t mine = all / dp + (mesh_->dp_index() < all % dp);  // dealt out in turn
+  std::vector<Batch> batches;  // read before ranks depend on each other, so that bad data fails everywhere
+  agree(world_, "validation", [&] {
+    for (std::int64_t i = 0; i < mine; ++i) {
+      const std::int64_t first = (i * dp + mesh_->dp_index()) * each;
+      batches.push_back(batch(*data_.validation, order, first, std::min(each, sequences - first)));
+    }
+  });
+  const double loss =
+      engine_->evaluate(mine, [&](std::int64_t i) { return batches[static_cast<std::size_t>(i)]; });
   return loss / static_cast<double>(sequences * config_.train.seq_len);
 }
 
 void Trainer::save() {
   const auto start = Clock::now();
   save_checkpoint(config_.checkpoint, state_, config_,
-                  {data_.training->tokenizer(), data_.training->tokenizer_model()}, model_->parameters(),
-                  *optimizer_);
-  log_->note(fmt::format("step {}  saved {} in {:.2f} s", state_.step, config_.checkpoint.path.string(),
-                         seconds_since(start)));
+                  {data_.training->tokenizer(), data_.training->tokenizer_model()},
+                  engine_->model().parameters(), engine_->optimizer());
+  if (log_)
+    log_->note(fmt::format("step {}  saved {} in {:.2f} s", state_.step, config_.checkpoint.path.string(),
+                           seconds_since(start)));
+}
+
+void Trainer::report_communication() {
+  if (world_.size() == 1) return;
+  const std::vector<TrafficLine> lines = traffic_.lines();
+  agree(world_, "report", [&] {
+    if (!speaks()) return;
+    log_->note(fmt::format("\n{}", format_table(lines, traffic_.seconds_per_step())));
+    std::filesystem::path path = config_.log.communication;
+    if (path.empty() && !config_.checkpoint.path.empty())
+      path = config_.checkpoint.path / "communication.json";
+    if (!path.empty()) write_json(path, lines, traffic_.seconds_per_step(), traffic_.steps(), world_.size());
+  });
 }
 
 void Trainer::run() {
   const TrainConfig& t = config_.train;
-  const std::int64_t steps = t.steps, micro_batches = t.global_batch / t.micro_batch;
+  const std::int64_t steps = t.steps;
   const double tokens = static_cast<double>(t.global_batch * t.seq_len);
   const double flops = training_flops(config_.model, t.seq_len, t.global_batch);
   const auto due = [&](std::int64_t every) {
@@ -184,39 +220,46 @@ void Trainer::run() {
   double training_seconds = 0;
   std::int64_t trained = 0;
 
+  traffic_.restart();
   while (state_.step < steps) {
     const auto start = Clock::now();
-    const auto next = [&](std::int64_t i) {
-      return batch(*data_.training, *order_, state_.consumed_sequences + i * t.micro_batch, t.micro_batch);
-    };
-    const StepResult result =
-        train_step(session_.context(), config_, state_.step, micro_batches, next, *model_, *optimizer_);
+    const StepResult result = engine_->step(state_.step, [&](std::int64_t i) {
+      const std::int64_t micro_batch = i * mesh_->dp() + mesh_->dp_index();
+      return batch(*data_.training, *order_, state_.consumed_sequences + micro_batch * t.micro_batch,
+                   t.micro_batch);
+    });
     ++state_.step;
     state_.consumed_sequences += t.global_batch;
     const double seconds = seconds_since(start);
     training_seconds += seconds, ++trained;
+    traffic_.add_step(seconds);
 
-    log_->step({.step = state_.step,
-                .steps = steps,
-                .loss = result.loss,
-                .grad_norm = result.grad_norm,
-                .lr = result.lr,
-                .tokens_per_second = tokens / seconds,
-                .peak_fraction = flops / seconds / peak_flops_,
-                .memory_bytes = session_.memory().peak_bytes(),
-                .resident_bytes = peak_resident_bytes(),
-                .seconds_left = training_seconds / static_cast<double>(trained) *
-                                static_cast<double>(steps - state_.step)});
+    if (log_)
+      log_->step({.step = state_.step,
+                  .steps = steps,
+                  .loss = result.loss,
+                  .grad_norm = result.grad_norm,
+                  .lr = result.lr,
+                  .tokens_per_second = tokens / seconds,
+                  .peak_fraction = flops / seconds / peak_flops_,
+                  .memory_bytes = session_.memory().peak_bytes(),
+                  .resident_bytes = peak_resident_bytes(),
+                  .seconds_left = training_seconds / static_cast<double>(trained) *
+                                  static_cast<double>(steps - state_.step)});
     const bool saves = !config_.checkpoint.path.empty() && due(config_.checkpoint.every);
     if (data_.validation && due(t.validate_every)) try {
-        log_->validation(state_.step, validate());
+        const double loss = validate();
+        if (log_) log_->validation(state_.step, loss);
       } catch (const Error&) {  // bad validation data must not cost the training
         if (saves) save();
         throw;
       }
     if (saves) save();
+    traffic_.restart();
   }
-  if (trained == 0) log_->note(fmt::format("nothing to do: step {} of {} is reached", state_.step, steps));
+  if (trained == 0 && log_)
+    log_->note(fmt::format("nothing to do: step {} of {} is reached", state_.step, steps));
+  if (trained > 0) report_communication();
 }
 
 }  // namespace transmamba

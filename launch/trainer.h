@@ -8,26 +8,26 @@
 #include "core/metrics.h"
 #include "core/tokens.h"
 #include "launch/session.h"
+#include "launch/traffic_report.h"
 #include "parallel/checkpoint.h"
-#include "parallel/model.h"
-#include "parallel/optimizer.h"
-#include "parallel/step.h"
+#include "parallel/engine.h"
 
 namespace transmamba {
 
 class Trainer {
  public:
-  /// Opens the data, makes the model and, as checkpoint.resume asks, takes over a checkpoint. Throws Error
-  /// before any training if something is wrong. `config` gets the vocabulary size of the data where it leaves
-  /// it to the data.
-  Trainer(Config config, Session& session);
+  /// Opens the data, makes this rank's part of the model and, as checkpoint.resume asks, takes over a
+  /// checkpoint. Throws Error before any training if something is wrong. `config` gets the vocabulary size of
+  /// the data and the parallel degrees where it leaves them open. All ranks of `world` make a trainer, of one
+  /// configuration.
+  Trainer(Config config, Session& session, Communicator& world);
 
-  /// Trains to train.steps, with validation and checkpoints on the way and at the end.
+  /// Trains to train.steps, with validation and checkpoints on the way and at the end, and a table of all
+  /// communication. Rank 0 speaks for all.
   void run();
 
   const Config& config() const { return config_; }
   const TrainState& state() const { return state_; }
-  Model& model() { return *model_; }
 
  private:
   struct Data {
@@ -39,18 +39,22 @@ class Trainer {
   void take_over(const Checkpoint& checkpoint);
   void warn_of_later_checkpoints() const;
   void print_start();
+  void report_communication();
+  bool speaks() const { return world_.rank() == 0; }
   Batch batch(const TokenDataset& data, const SampleOrder& order, std::int64_t first,
               std::int64_t count) const;
-  double validate() const;
+  double validate();
   void save();
 
   Config config_;
   Session& session_;
+  Communicator& world_;
   Data data_;
   std::optional<SampleOrder> order_;
-  std::unique_ptr<Model> model_;
-  std::unique_ptr<Optimizer> optimizer_;
-  std::unique_ptr<MetricsLog> log_;
+  std::unique_ptr<Mesh> mesh_;
+  std::unique_ptr<Engine> engine_;
+  std::unique_ptr<MetricsLog> log_;  // rank 0's
+  TrafficReport traffic_;
   TrainState state_;
   double peak_flops_ = 0;
 };

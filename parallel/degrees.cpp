@@ -46,12 +46,6 @@ void check_tensor(const Config& c, std::int64_t tp) {
   if (has_mlp && c.model.ffn_hidden_size % tp != 0)
     fail(kWhere, "parallel.tp = {} does not divide model.ffn_hidden_size = {}; the nearest that would do: {}",
          tp, c.model.ffn_hidden_size, multiples(c.model.ffn_hidden_size, tp));
-  const std::int64_t tokens = c.train.seq_len / c.parallel.cp;
-  if (tokens % tp != 0)
-    fail(kWhere,
-         "between layers parallel.tp = {} ranks share the train.seq_len / parallel.cp = {} / {} = {} tokens "
-         "of a context parallel rank, which are no multiple of it; nearest seq_len that would do: {}",
-         tp, c.train.seq_len, c.parallel.cp, tokens, multiples(c.train.seq_len, c.parallel.cp * tp));
 }
 
 void check_pipeline(const Config& c, const ParallelConfig& p) {

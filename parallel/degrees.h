@@ -9,8 +9,7 @@ namespace transmamba {
 
 /// config.parallel with dp filled in for `ranks` ranks. Throws Error, with the numbers that would work, where
 ///  - tp cp pp does not divide the ranks, or tp cp pp with a given dp is not their number;
-///  - tp does not divide num_heads, ffn_hidden_size (where there is an MLP) or a cp rank's tokens, which lie
-///    cut over tp between layers;
+///  - tp does not divide num_heads or ffn_hidden_size (where there is an MLP);
 ///  - seq_len cannot be dealt to cp ranks as parallel.cp_layout asks (parallel/context/layout.h);
 ///  - there are more stages (pp virtual_stages) than layers, or virtual stages without a pipeline;
 ///  - micro_batch dp does not divide global_batch, or an interleaved schedule gets micro-batches that are no

@@ -11,7 +11,7 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
     : config_(config),
       context_(context),
       model_(config.model, resolve_transpoints(config.model, config.train.seq_len), context, placement,
-             config.parallel.bucket_mb << 20),
+             static_cast<std::int64_t>(config.parallel.bucket_mb * (1 << 20))),
       schedule_(one_forward_one_backward(mesh().pp().size(), model_.placement().chunks(),
                                          transmamba::micro_batches(config, config.parallel))),
       buckets_(model_),
@@ -22,7 +22,8 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
 StepResult Engine::gradients(std::int64_t step, const Batches& batches) {
   const double tokens = static_cast<double>(config_.train.global_batch * config_.train.seq_len);
   buckets_.start(context_);
-  const double loss = run_schedule(context_, model_, schedule_, batches, 1 / tokens, &buckets_);
+  const double loss =
+      run_schedule(context_, model_, schedule_, batches, {.scale = 1 / tokens, .events = &buckets_});
   buckets_.finish();
   // Each token and each parameter counts on one rank only, so sums over all ranks are exact.
   const Tensor sums = context_.empty({2}, DType::f64);
@@ -45,10 +46,10 @@ StepResult Engine::step(std::int64_t step, const Batches& batches) {
   return result;
 }
 
-double Engine::evaluate(std::int64_t micro_batches, const Batches& batches) {
+double Engine::evaluate(std::int64_t micro_batches, const Batches& batches, const Observer& observe) {
   const Schedule schedule = forward_only(mesh().pp().size(), model_.placement().chunks(), micro_batches);
   const Tensor loss = context_.empty({1}, DType::f64);
-  *loss.ptr<double>() = run_schedule(context_, model_, schedule, batches);
+  *loss.ptr<double>() = run_schedule(context_, model_, schedule, batches, {.observe = observe});
   mesh().world().all_reduce("validation loss", loss);
   return *loss.ptr<double>();
 }

@@ -31,7 +31,8 @@ class Engine {
   /// were.
   StepResult step(std::int64_t step, const Batches& batches);
   /// Sum over all ranks of the token losses, in nats, of each data replica's own `micro_batches`.
-  double evaluate(std::int64_t micro_batches, const Batches& batches);
+  using Observer = decltype(RunOptions::observe);
+  double evaluate(std::int64_t micro_batches, const Batches& batches, const Observer& observe = {});
   /// Waits until all values are as the last step left them.
   void finish() { buckets_.finish_gather(); }
 

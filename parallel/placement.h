@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "core/config.h"
 #include "parallel/context/layout.h"
 #include "parallel/mesh.h"
 #include "parallel/pipeline/partition.h"
@@ -20,5 +21,8 @@ struct Placement {
     return stages[static_cast<std::size_t>(i * mesh->pp().size() + mesh->pp().rank())];
   }
 };
+
+/// As the plan of this configuration has it (parallel/plan.h), its degrees resolved and those of `mesh`.
+Placement place(const Config& config, const Mesh& mesh);
 
 }  // namespace transmamba

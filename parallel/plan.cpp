@@ -1,6 +1,7 @@
 #include "parallel/plan.h"
 
 #include <algorithm>
+#include <map>
 
 #include "core/transpoint.h"
 #include "kernels/check.h"
@@ -14,16 +15,92 @@ std::vector<double> sequence_costs(const Config& c, const Machine& machine) {
   return token_costs(c.model, transpoints, machine, c.train.seq_len, c.parallel.cp > 1);
 }
 
+/// Even in every mixer, as its keys, values and states make ranks wait for each other there: mixers of one
+/// TransPoint are a part. What does not depend on positions is one more, so that a tenth of a percent of a
+/// step is not bought with segments.
+ContextLayout balance_mixers(const Config& c, const Machine& machine) {
+  std::map<std::int64_t, double> mixers;
+  for (const std::int64_t p : resolve_transpoints(c.model, c.train.seq_len)) mixers[p] += 1;
+  // Calls cost by the segment, and pieces become segments only after they are dealt.
+  Machine per_token = machine;
+  for (OpCost* op : {&per_token.attention, &per_token.rope, &per_token.scan, &per_token.summary})
+    op->call = 0;
+  const double tokens = static_cast<double>(c.train.seq_len);
+  Seconds rest = mixer_rest_seconds(c.model, machine, tokens, 1) * static_cast<double>(c.model.num_mixers());
+  rest += mlp_seconds(c.model, machine, tokens, 1) *
+          static_cast<double>(c.model.num_layers - c.model.num_mixers());
+  rest += embedding_seconds(c.model, machine, tokens, 1);
+  rest += head_seconds(c.model, machine, tokens, 1);
+  return balanced_layout(c.train.seq_len, c.parallel.cp, [&](Segment s) {
+    std::vector<double> parts{rest.total() * static_cast<double>(s.size()) / tokens};
+    for (const auto& [p, count] : mixers)
+      parts.push_back(
+          count * mixing_seconds(c.model, per_token, p, c.train.seq_len, s.begin, s.end, 1, c.parallel.cp > 1)
+                      .total());
+    return parts;
+  });
+}
+
+ContextLayout layout_named(const std::string& name, const Config& c, const Machine& machine) {
+  check_layout(name, c.train.seq_len, c.parallel.cp, c.parallel.cp_chunk);
+  if (name == "balanced") return balance_mixers(c, machine);
+  return make_layout(name, c.train.seq_len, c.parallel.cp, c.parallel.cp_chunk, {});
+}
+
+/// The four ways to deal the sequence, each with what it would cost.
+std::vector<LayoutChoice> compare_layouts(const Config& c, const Machine& machine,
+                                          const std::vector<std::int64_t>& transpoints,
+                                          const std::vector<double>& cost) {
+  std::vector<LayoutChoice> choices;
+  for (const char* name : {"contiguous", "zigzag", "striped", "balanced"}) {
+    LayoutChoice& choice = choices.emplace_back();
+    choice.name = name;
+    try {
+      const ContextLayout layout = layout_named(name, c, machine);
+      for (const auto& mine : layout.segments) choice.segments = std::max(choice.segments, mine.size());
+      choice.imbalance = imbalance(layout, cost);
+      choice.waiting = waiting_imbalance({c, machine, layout}, transpoints);
+    } catch (const Error& error) {
+      choice.problem = error.what();
+    }
+  }
+  return choices;
+}
+
+double mean_of(const Plan& plan, double (*part)(const LayerTime&)) {
+  double sum = 0;
+  for (const LayerTime& time : plan.stage_times) sum += part(time);
+  return sum * static_cast<double>(plan.schedule.micro_batches) / plan.schedule.pp();
+}
+
+/// What of a step's gradient and parameter exchange no pass covers, on the pipeline rank where that is most.
+/// The reduce-scatter runs beside the last micro-batch's backward, all but its last bucket; the all-gather
+/// beside the first one's forward.
+double exposed_dp_seconds(const Plan& plan) {
+  const ParallelConfig& p = plan.config.parallel;
+  const std::int64_t group = p.dp * p.cp;
+  const Links& links = plan.machine.links(p.tp * p.cp * p.dp);
+  double most = 0;
+  for (std::size_t rank = 0; rank < plan.memory.size(); ++rank) {
+    double forward = 0, backward = 0;
+    for (std::size_t s = rank; s < plan.stages.size(); s += plan.memory.size())
+      forward += plan.stage_times[s].forward(), backward += plan.stage_times[s].backward();
+    const double bytes = plan.memory[rank].gradients;
+    const double bucket = std::min(bytes, p.bucket_mb * (1 << 20));
+    const double scatter = reduce_scatter_seconds(links, group, bytes);
+    const double gather = all_gather_seconds(links, group, bytes);
+    most = std::max(most, std::max(scatter - backward, reduce_scatter_seconds(links, group, bucket)) +
+                              std::max(gather - forward, 0.0));
+  }
+  return most;
+}
+
 }  // namespace
 
 Machine machine_of(const Config& config) { return Machine::of(config.parallel.machine, config.train.device); }
 
 ContextLayout plan_layout(const Config& c, const Machine& machine) {
-  const ParallelConfig& p = c.parallel;
-  check_layout(p.cp_layout, c.train.seq_len, p.cp, p.cp_chunk);
-  std::vector<double> cost;
-  if (p.cp_layout == "balanced" && p.cp > 1) cost = sequence_costs(c, machine);
-  return make_layout(p.cp_layout, c.train.seq_len, p.cp, p.cp_chunk, cost);
+  return layout_named(c.parallel.cp_layout, c, machine);
 }
 
 std::vector<Stage> plan_stages(const Config& c, const Machine& machine) {
@@ -34,6 +111,63 @@ std::vector<Stage> plan_stages(const Config& c, const Machine& machine) {
     cost.push_back(layer.total().total());
   return partition(cost, embedding_time(share).total().total(), head_time(share).total().total(),
                    c.parallel.pp * c.parallel.virtual_stages);
+}
+
+Plan make_plan(const Config& config, int ranks, const Machine& machine) {
+  check(config.model.vocab_size > 0, "plan",
+        "model.vocab_size: expected a number above 0, got 0, which means the data file's; no data is read "
+        "here, so "
+        "say --model.vocab_size N (256 for bytes)");
+  Plan plan;
+  plan.config = config;
+  plan.config.parallel = resolve_parallel(config, ranks);
+  plan.ranks = ranks;
+  plan.machine = machine;
+  const Config& c = plan.config;
+  const ParallelConfig& p = c.parallel;
+  plan.transpoints = resolve_transpoints(c.model, c.train.seq_len);
+  plan.layout = plan_layout(c, machine);
+  const std::vector<double> cost = sequence_costs(c, machine);
+  for (const auto& mine : plan.layout.segments) {
+    double& sum = plan.rank_cost.emplace_back(0.0);
+    for (const Segment& s : mine)
+      for (std::int64_t i = s.begin; i < s.end; ++i) sum += cost[static_cast<std::size_t>(i)];
+  }
+  if (p.cp > 1) plan.layouts = compare_layouts(c, machine, plan.transpoints, cost);
+
+  plan.stages = plan_stages(c, machine);
+  const RankShare share{c, machine, plan.layout};
+  const std::vector<LayerTime> layers = layer_times(share, plan.transpoints);
+  std::vector<double> forward, backward;
+  for (const Stage& stage : plan.stages) {
+    LayerTime time;
+    for (std::int64_t i = stage.begin; i < stage.end; ++i) time += layers[static_cast<std::size_t>(i)];
+    if (stage.is_first) time += embedding_time(share);
+    if (stage.is_last) time += head_time(share);
+    plan.stage_times.push_back(time);
+    forward.push_back(time.forward());
+    backward.push_back(time.backward());
+  }
+  plan.schedule = one_forward_one_backward(static_cast<int>(p.pp), static_cast<int>(p.virtual_stages),
+                                           micro_batches(c, p));
+  const double activation = static_cast<double>(c.train.micro_batch * c.train.seq_len * c.model.hidden_size) *
+                            element_bytes(c) / static_cast<double>(p.cp * p.tp);
+  plan.timeline = simulate(plan.schedule, forward, backward,
+                           collective_seconds(machine.links(ranks).send, p.pp, activation, 1));
+  plan.memory = predict_memory(c, plan.transpoints, plan.layout, plan.stages, plan.schedule);
+
+  StepTime& step = plan.step;
+  step.compute = mean_of(plan, [](const LayerTime& t) { return t.compute.total(); });
+  step.tp = mean_of(plan, [](const LayerTime& t) { return t.tp.total(); });
+  step.cp = mean_of(plan, [](const LayerTime& t) { return t.cp.total(); });
+  step.pp = std::max(0.0, plan.timeline.seconds - step.compute - step.tp - step.cp);
+  step.dp = exposed_dp_seconds(plan);
+  double parameters = 0;
+  for (const Memory& memory : plan.memory)
+    parameters = std::max(parameters, memory.parameters / element_bytes(c));
+  step.optimizer = machine.adamw.call + machine.adamw.forward * parameters / static_cast<double>(p.dp * p.cp);
+  plan.tokens_per_second = static_cast<double>(c.train.global_batch * c.train.seq_len) / step.total();
+  return plan;
 }
 
 }  // namespace transmamba

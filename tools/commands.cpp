@@ -4,9 +4,9 @@
 
 namespace transmamba {
 
-int print_usage(std::string_view usage, const std::vector<std::string>& arguments) {
+int print_usage(const Process& process, std::string_view usage, const std::vector<std::string>& arguments) {
   const bool asked = !arguments.empty() && is_help(arguments[0]);
-  fmt::print(asked ? stdout : stderr, "{}", usage);
+  if (process.rank() == 0) fmt::print(asked ? stdout : stderr, "{}", usage);
   return asked ? 0 : 2;
 }
 

@@ -77,7 +77,7 @@ std::filesystem::path find_checkpoint(const std::filesystem::path& path) {
 
 }  // namespace
 
-int generate(std::vector<std::string> arguments) {
+int generate(Process& process, std::vector<std::string> arguments) {
   std::string folder, prompt, tokenizer_name;
   std::int64_t count = 0;
   Sampling sampling;
@@ -97,7 +97,7 @@ int generate(std::vector<std::string> arguments) {
       ("section.key",
        "any key of the configuration, e.g. --model.transpoints V3: another schedule than the trained one");
   if (arguments.empty() || std::any_of(arguments.begin(), arguments.end(), is_help))
-    return print_usage(fmt::format("{}", (std::ostringstream() << options).str()), arguments);
+    return print_usage(process, fmt::format("{}", (std::ostringstream() << options).str()), arguments);
   std::vector<std::string> overrides;
   try {
     po::variables_map map;
@@ -143,7 +143,7 @@ int generate(std::vector<std::string> arguments) {
   if (ids.empty()) ids.push_back(tokenizer->end_of_document());  // where every document begins
   const auto total = static_cast<std::int64_t>(ids.size()) + count;
 
-  Session session(config.train);
+  Session session(config.train, process.ranks_on_cores());
   const Context& context = session.context();
   const std::int64_t length = std::max(total, config.train.seq_len);
   Model model(config.model, resolve_transpoints(config.model, config.train.seq_len, length), context);

@@ -235,7 +235,7 @@ std::int64_t total_size(const Options& options) {
 
 }  // namespace
 
-int prepare(std::vector<std::string> arguments) {
+int prepare(Process&, std::vector<std::string> arguments) {
   Options options;
   if (!parse(arguments, options)) return 0;
   const auto start = Clock::now();

@@ -6,15 +6,17 @@
 
 namespace transmamba {
 
-int train(std::vector<std::string> arguments) {
+int train(Process& process, std::vector<std::string> arguments) {
   if (arguments.empty() || is_help(arguments[0]) || arguments[0].starts_with("--"))
     return print_usage(
+        process,
         "usage: transmamba train CONFIG [--section.key value ...]\n\nCONFIG is an INI file; keys:\n" +
             describe_config(),
         arguments);
   const Config config = parse_config(arguments[0], {arguments.begin() + 1, arguments.end()});
-  Session session(config.train);
-  Trainer trainer(config, session);
+  Session session(config.train, process.ranks_on_cores());
+  const auto world = process.world(static_cast<double>(config.parallel.timeout));
+  Trainer trainer(config, session, *world);
   trainer.run();
   return 0;
 }

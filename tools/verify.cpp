@@ -1,17 +1,21 @@
-// transmamba verify: does this build compute what the reference implementation computes?
+// transmamba verify: does this build, on this mesh of ranks, compute what the reference implementation
+// computes?
 #include <fmt/ranges.h>
 
-#include <array>
+#include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
-#include "core/hdf5_file.h"
+#include "core/shard_boxes.h"
 #include "core/transpoint.h"
 #include "kernels/elementwise.h"
+#include "launch/agreement.h"
 #include "launch/session.h"
-#include "parallel/step.h"
+#include "parallel/comm/agree.h"
+#include "parallel/degrees.h"
+#include "parallel/engine.h"
 #include "tools/commands.h"
+#include "tools/golden.h"
 
 namespace transmamba {
 namespace {
@@ -24,118 +28,18 @@ constexpr std::string_view kUsage =
     "the norm of\n"
     "the difference over the norm of the reference; a gradient whose difference is below the rounding of all "
     "gradients\n"
-    "together passes as zero. Exits 1 if any is past its tolerance.\n"
-    "`transmamba train --help` lists the keys.\n";
+    "together passes as zero. Exits 1 if any is past its tolerance. Under mpirun or srun the ranks share the "
+    "work as\n"
+    "--parallel.tp, cp, pp and dp say. `transmamba train --help` lists the keys.\n";
 
-/// The reference's name for a setting, and our key.
-constexpr std::array<std::array<const char*, 2>, 26> kKeys = {{{"vocab_size", "model.vocab_size"},
-                                                               {"hidden_size", "model.hidden_size"},
-                                                               {"num_layers", "model.num_layers"},
-                                                               {"layer_pattern", "model.layer_pattern"},
-                                                               {"num_heads", "model.num_heads"},
-                                                               {"qk_head_dim", "model.qk_head_dim"},
-                                                               {"v_head_dim", "model.v_head_dim"},
-                                                               {"ffn_hidden_size", "model.ffn_hidden_size"},
-                                                               {"conv_width", "model.conv_width"},
-                                                               {"transpoints", "model.transpoints"},
-                                                               {"gate", "model.gate"},
-                                                               {"memory_converter", "model.memory_converter"},
-                                                               {"rope_theta", "model.rope_theta"},
-                                                               {"norm_eps", "model.norm_eps"},
-                                                               {"tie_embeddings", "model.tie_embeddings"},
-                                                               {"batch", "train.micro_batch"},
-                                                               {"batch", "train.global_batch"},
-                                                               {"seq_len", "train.seq_len"},
-                                                               {"lr", "optimizer.lr"},
-                                                               {"min_lr", "optimizer.min_lr"},
-                                                               {"warmup_steps", "optimizer.warmup_steps"},
-                                                               {"beta1", "optimizer.beta1"},
-                                                               {"beta2", "optimizer.beta2"},
-                                                               {"adam_eps", "optimizer.eps"},
-                                                               {"weight_decay", "optimizer.weight_decay"},
-                                                               {"clip_grad", "optimizer.clip_grad"}}};
-
-Config config_of(const Hdf5File& golden, bool with_curve, const std::vector<std::string>& overrides) {
-  std::string ini = with_curve ? fmt::format("train.steps = {}\n", golden.attribute<std::int64_t>("steps"))
-                               : "optimizer.warmup_steps = 0\n";
-  for (const auto& [name, key] : kKeys) {
-    const bool optimizer = std::string_view(key).starts_with("optimizer.");
-    check(golden.has_attribute(name), "verify",
-          "{}: not a file of the reference implementation: attribute {} is missing", golden.path().string(),
-          name);
-    if (optimizer && !with_curve) continue;
-    ini += std::visit([&, key = key](const auto& value) { return fmt::format("{} = {}\n", key, value); },
-                      golden.attribute(name));
-  }
-  return parse_config_text(ini, golden.path().string(), overrides);
-}
-
-/// Prints a line a comparison and remembers whether all were good.
-class Report {
- public:
-  Report(const Hdf5File& golden, Allocator& memory) : golden_(golden), memory_(memory) {
-    fmt::print("{:<44} {:>12} {:>10}\n", "", "error", "tolerance");
-  }
-
-  /// `ours` against a dataset of the golden file. `whole` is the norm of the vector that this is a part of
-  /// (all gradients, say). A difference below the rounding of `whole` in our type is none: that is how an
-  /// exact zero, or a gradient that almost cancels, is told from a wrong one.
-  void compare(const std::string& name, const ConstView& ours, double tolerance, double whole = 0) {
-    Tensor reference(memory_, ours.shape(), DType::f64);
-    golden_.read(name, reference);
-    const double* expected = reference.ptr<double>();
-    double difference = 0, size = 0, epsilon = 0;
-    with_float(ours.dtype(), "verify", [&](auto type) {
-      const auto* p = ours.ptr<decltype(type)>();
-      epsilon = static_cast<double>(std::numeric_limits<decltype(type)>::epsilon());
-      for (std::int64_t i = 0; i < ours.numel(); ++i) {
-        difference += std::pow(static_cast<double>(p[i]) - expected[i], 2);
-        size += expected[i] * expected[i];
-      }
-    });
-    difference = std::sqrt(difference), size = std::sqrt(size);
-    const bool is_rounding = difference <= epsilon * whole;
-    const double error = difference == 0 ? 0 : difference / size;
-    line(name, error, tolerance, is_rounding && !(error <= tolerance));
-  }
-  void compare(const std::string& name, const std::vector<double>& ours, double tolerance) {
-    compare(name,
-            ConstView(reinterpret_cast<const std::byte*>(ours.data()), DType::f64,
-                      {static_cast<std::int64_t>(ours.size())}),
-            tolerance);
-  }
-  void line(const std::string& name, double error, double tolerance, bool is_rounding = false) {
-    const bool ok = error <= tolerance || is_rounding;  // NaN is not
-    ++count_, failed_ += !ok;
-    fmt::print("{:<44} {:>12.2e} {:>10.0e}  {}{}\n", name, error, tolerance, ok ? "ok" : "FAIL",
-               is_rounding ? "  (difference below the rounding of the whole)" : "");
-  }
-  int finish() const {
-    fmt::print("{} compared, {} failed\n", count_, failed_);
-    return failed_ ? 1 : 0;
-  }
-
- private:
-  const Hdf5File& golden_;
-  Allocator& memory_;
-  int count_ = 0, failed_ = 0;
-};
-
-double norm_of_all(const Hdf5File& golden, const std::string& group) {
-  double squares = 0;
-  for (const std::string& name : golden.datasets(group))
-    for (double x : golden.read_vector<double>(name)) squares += x * x;
-  return std::sqrt(squares);
-}
-
-/// Batch `index` of tokens (steps, b, t + 1).
-Batch batch_of(const Context& context, const Hdf5File& golden, std::int64_t index) {
-  const auto shape = golden.shape("tokens");
-  const std::int64_t b = shape[1], t = shape[2] - 1;
-  const Tensor run = context.empty({1, b, t + 1}, DType::i32);
-  golden.read("tokens", {index, 0, 0}, run);
-  Batch batch{context.empty({b, t}, DType::i32), context.empty({b, t}, DType::i32)};
-  for (std::int64_t i = 0; i < b; ++i) {
+/// Sequences [first, first + count) of batch `step` of tokens (steps, b, t + 1).
+Batch batch_of(const Context& context, const Hdf5File& golden, std::int64_t step, std::int64_t first,
+               std::int64_t count) {
+  const std::int64_t t = golden.shape("tokens")[2] - 1;
+  const Tensor run = context.empty({1, count, t + 1}, DType::i32);
+  golden.read("tokens", {step, first, 0}, run);
+  Batch batch{context.empty({count, t}, DType::i32), context.empty({count, t}, DType::i32)};
+  for (std::int64_t i = 0; i < count; ++i) {
     const std::int32_t* row = run.ptr<std::int32_t>(std::int64_t{0}, i);
     std::copy_n(row, t, batch.tokens.ptr<std::int32_t>(i));
     std::copy_n(row + 1, t, batch.targets.ptr<std::int32_t>(i));
@@ -143,62 +47,180 @@ Batch batch_of(const Context& context, const Hdf5File& golden, std::int64_t inde
   return batch;
 }
 
-void load_parameters(const Hdf5File& golden, const std::string& group, const ParameterStore& store) {
-  for (const Parameter& p : store.parameters()) golden.read(group + p.name, p.value);
-}
+/// One golden file on one mesh. Each rank puts what it has of a tensor in its global place, and the sum over
+/// ranks is the whole.
+class Verification {
+ public:
+  Verification(const Hdf5File& golden, const Config& config, Session& session, const Mesh& mesh)
+      : golden_(golden),
+        config_(config),
+        context_(session.context()),
+        mesh_(mesh),
+        engine_(config, place(config, mesh), context_),
+        report_(golden, session.memory(), mesh.world().rank() == 0) {}
 
-void verify_gradients(const Context& context, const Hdf5File& golden, const Model& model, double tolerance,
-                      Report& report) {
-  const Batch batch = batch_of(context, golden, 0);
-  const double tokens = static_cast<double>(batch.tokens.numel());
-  Model::Saved saved;
-  saved.keep_states = true;
-  const Tensor logits = model.forward(context, batch.tokens, &saved);
-  report.compare("logits", logits, tolerance);
-  std::size_t mixer = 0;
-  for (const Model::LayerSaved& layer : saved.layers)
-    if (const auto* inner = std::get_if<Mixer::Saved>(&layer.inner)) {
-      const std::string name = "states/" + std::to_string(mixer++);
-      const double size = norm_of_all(golden, name);
-      report.compare(name + "/transpoint", inner->state, tolerance, size);
-      report.compare(name + "/last", inner->last_state, tolerance, size);
+  int run() {
+    const bool exact = context_.dtype == DType::f64;
+    load_parameters();
+    forward(exact ? 1e-9 : 1e-4);
+    gradients(exact ? 1e-9 : 1e-4);
+    if (has_curve(golden_)) {
+      load_parameters();
+      curve(exact ? 1e-8 : 1e-4);
     }
-  const Tensor losses = model.token_losses(context, logits, batch.targets, &saved);
-  const Tensor sum_of_losses = context.empty({1}, DType::f64);
-  fill({.value = 0, .y = sum_of_losses}, context.stream);
-  sum({.x = losses, .result = sum_of_losses}, context.stream);
-  const double loss = *sum_of_losses.ptr<double>() / tokens, expected = golden.read_scalar<double>("loss");
-  report.line("loss", loss == expected ? 0 : std::abs(loss - expected) / std::abs(expected), tolerance);
-  model.backward(context, 1 / tokens, saved);
-  const double all = norm_of_all(golden, "grads");
-  for (const Parameter& p : model.parameters().parameters())
-    report.compare("grads/" + p.name, p.grad, tolerance, all);
-}
-
-/// In float32 the trajectories part as rounding is amplified from step to step, so there only the losses are
-/// compared.
-void verify_curve(const Context& context, const Hdf5File& golden, const Config& config, Model& model,
-                  double tolerance, Report& report) {
-  Optimizer optimizer(config.optimizer, model.parameters(), context);
-  std::vector<double> losses, norms;
-  for (std::int64_t step = 0; step < config.train.steps; ++step) {
-    const auto batch = [&](std::int64_t) { return batch_of(context, golden, step); };
-    const StepResult result = train_step(context, config, step, 1, batch, model, optimizer);
-    losses.push_back(result.loss);
-    norms.push_back(result.grad_norm);
+    return report_.finish();
   }
-  report.compare("curve/loss", losses, tolerance);
-  if (context.dtype != DType::f64) return;
-  report.compare("curve/grad_norm", norms, tolerance);
-  for (const Parameter& p : model.parameters().parameters())
-    report.compare("curve/params/" + p.name, p.value, tolerance);
-}
+
+ private:
+  void load_parameters() {
+    agree(mesh_.world(), "parameters", [&] {
+      for (const Parameter& p : engine_.model().parameters().parameters()) {
+        Hdf5File::Extents offset;
+        for (int i = 0; i < p.shard.global.rank(); ++i) offset.push_back(p.shard.offset()[i]);
+        golden_.read("params/" + p.name, offset, p.value);
+      }
+    });
+  }
+
+  std::int64_t first_sequence(std::int64_t micro_batch) const {
+    return (micro_batch * mesh_.dp() + mesh_.dp_index()) * config_.train.micro_batch;
+  }
+  Batches batches(std::int64_t step) const {
+    return [this, step](std::int64_t i) {
+      return batch_of(context_, golden_, step, first_sequence(i), config_.train.micro_batch);
+    };
+  }
+  Tensor zeros(const Shape& shape) const {
+    const Tensor x = context_.empty(shape);
+    fill({.value = 0, .y = x}, context_.stream);
+    return x;
+  }
+  const Tensor& whole(const Tensor& x) const {
+    mesh_.world().all_reduce("verify", x);
+    return x;
+  }
+
+  /// Logits, and each mixer's states.
+  void forward(double tolerance) {
+    const ModelConfig& m = config_.model;
+    const std::int64_t b = config_.train.global_batch, mixers = m.num_mixers();
+    const Tensor logits = zeros({b, config_.train.seq_len, m.vocab_size});
+    std::vector<Tensor> states;  // at the TransPoint and at the end, mixer by mixer
+    for (std::int64_t i = 0; i < 2 * mixers; ++i)
+      states.push_back(zeros({b, m.num_heads, m.qk_head_dim, m.v_head_dim}));
+    engine_.evaluate(engine_.micro_batches(), batches(0),
+                     [&](const Action& action, const Tensor& output, const Model::Saved& saved) {
+                       const Stage& stage = engine_.model().placement().chunk(action.chunk);
+                       const std::int64_t first = first_sequence(action.micro_batch);
+                       if (stage.is_last) put_logits(output, first, logits);
+                       put_states(stage, saved, first, states);
+                     });
+    report_.compare("logits", whole(logits), tolerance);
+    for (std::int64_t i = 0; i < mixers; ++i) {
+      const std::string name = "states/" + std::to_string(i);
+      const double size = norm_of_all(golden_, name);
+      report_.compare(name + "/transpoint", whole(states[static_cast<std::size_t>(2 * i)]), tolerance, size);
+      report_.compare(name + "/last", whole(states[static_cast<std::size_t>(2 * i + 1)]), tolerance, size);
+    }
+  }
+
+  void put_logits(const Tensor& mine, std::int64_t first, const Tensor& all) const {
+    const Sequence sequence = engine_.model().sequence(mine.dim(1));
+    const ShardSpec words{{config_.model.vocab_size}, 0, mesh_.tp().size(), mesh_.tp().rank()};
+    const std::int64_t begin = words.offset()[0];
+    for (std::size_t i = 0; i < sequence.mine().size() && mine.dim(2) > 0; ++i) {
+      const Sequence::Part& part = sequence.my_part(i);
+      copy({.x = mine.slice(1, part.offset, part.offset + part.segment.size()),
+            .y = all.slice(0, first, first + mine.dim(0))
+                     .slice(1, part.segment.begin, part.segment.end)
+                     .slice(2, begin, begin + mine.dim(2))},
+           context_.stream);
+    }
+  }
+
+  void put_states(const Stage& stage, const Model::Saved& saved, std::int64_t first,
+                  const std::vector<Tensor>& all) const {
+    std::size_t mixer = 0;
+    for (std::int64_t i = 0; i < stage.begin; ++i) mixer += config_.model.kind(i) == 'T';
+    const auto put = [&](const Tensor& mine, const Tensor& whole) {  // absent on ranks that do not come by it
+      const std::int64_t begin = mesh_.tp().rank() * (mine ? mine.dim(1) : 0);
+      if (mine)
+        copy(
+            {.x = mine, .y = whole.slice(0, first, first + mine.dim(0)).slice(1, begin, begin + mine.dim(1))},
+            context_.stream);
+    };
+    for (const Model::LayerSaved& layer : saved.layers)
+      if (const auto* inner = std::get_if<Mixer::Saved>(&layer.inner)) {
+        put(inner->state_at_transpoint, all[2 * mixer]);
+        put(inner->last_state, all[2 * mixer + 1]);
+        ++mixer;
+      }
+  }
+
+  void gradients(double tolerance) {
+    const StepResult result = engine_.gradients(0, batches(0));
+    const double expected = golden_.read_scalar<double>("loss");
+    report_.line("loss", result.loss == expected ? 0 : std::abs(result.loss - expected) / std::abs(expected),
+                 tolerance);
+    compare_all("grads/", engine_.model().parameters().grads(), tolerance, norm_of_all(golden_, "grads"));
+  }
+
+  /// A group of the golden file against a flat buffer of which each rank owns a part.
+  void compare_all(const std::string& group, const Tensor& flat, double tolerance, double size) {
+    const ParameterStore& store = engine_.model().parameters();
+    for (const std::string& dataset : golden_.datasets(group.substr(0, group.size() - 1))) {
+      Shape shape;
+      for (const std::int64_t extent : golden_.shape(dataset)) shape.append(extent);
+      const Tensor all = zeros(shape);
+      for (const OwnedRun& run : engine_.optimizer().owned()) {
+        const Parameter& p = store.parameters()[run.parameter];
+        if (p.primary && group + p.name == dataset) put_run(run, p, flat, all);
+      }
+      report_.compare(dataset, whole(all), tolerance, size);
+    }
+  }
+
+  void put_run(const OwnedRun& run, const Parameter& p, const Tensor& flat, const Tensor& all) const {
+    for (const ShardBox& box : shard_boxes(p.shard, run.begin, run.end)) {
+      const std::int64_t from = run.offset + box.local - run.begin;
+      const View source(flat.slice(0, from, from + box.extent.numel()).view().raw(), flat.dtype(),
+                        box.extent);
+      View target = all;
+      for (int d = 0; d < box.extent.rank(); ++d)
+        target = target.slice(d, box.offset[d], box.offset[d] + box.extent[d]);
+      copy({.x = source, .y = target}, context_.stream);
+    }
+  }
+
+  /// In float32 the trajectories part as rounding is amplified from step to step, so there only the losses
+  /// are compared.
+  void curve(double tolerance) {
+    std::vector<double> losses, norms;
+    for (std::int64_t step = 0; step < config_.train.steps; ++step) {
+      const StepResult result = engine_.step(step, batches(step));
+      losses.push_back(result.loss);
+      norms.push_back(result.grad_norm);
+    }
+    engine_.finish();
+    report_.compare("curve/loss", losses, tolerance);
+    if (context_.dtype != DType::f64) return;
+    report_.compare("curve/grad_norm", norms, tolerance);
+    compare_all("curve/params/", engine_.model().parameters().values(), tolerance, 0);
+  }
+
+  const Hdf5File& golden_;
+  const Config& config_;
+  const Context& context_;
+  const Mesh& mesh_;
+  Engine engine_;
+  Report report_;
+};
 
 }  // namespace
 
-int verify(std::vector<std::string> arguments) {
+int verify(Process& process, std::vector<std::string> arguments) {
   if (arguments.empty() || is_help(arguments[0]) || arguments[0].starts_with("--"))
-    return print_usage(kUsage, arguments);
+    return print_usage(process, kUsage, arguments);
   const std::filesystem::path path = arguments[0];
   arguments.erase(arguments.begin());
   // float64 unless told otherwise; --dtype is short for --train.dtype.
@@ -210,37 +232,22 @@ int verify(std::vector<std::string> arguments) {
   if (!has_dtype) arguments.push_back("--train.dtype=float64");
 
   const Hdf5File golden = Hdf5File::open(path);
-  for (const char* name : {"tokens", "logits", "loss"})
-    check(golden.has(name), "verify", "{}: not a file of the reference implementation: dataset {} is missing",
-          path.string(), name);
-  const bool with_curve = golden.has("curve/loss") && golden.shape("curve/loss") != Hdf5File::Extents{0};
-  const Config config = config_of(golden, with_curve, arguments);
-  const auto batches = golden.shape("tokens");  // (steps, b, t + 1)
-  check(batches.size() == 3 && config.train.micro_batch == batches[1] &&
-            config.train.global_batch == batches[1] && config.train.seq_len == batches[2] - 1 &&
-            (!with_curve || config.train.steps <= batches[0]),
-        "verify",
-        "{}: train.micro_batch, global_batch, seq_len and steps: expected those of the file, {} sequences of "
-        "{} tokens and "
-        "at most {} steps",
-        path.string(), batches[1], batches[2] - 1, batches[0]);
-  Session session(config.train);
-  const Context& context = session.context();
-  const std::vector<std::int64_t> transpoints = resolve_transpoints(config.model, config.train.seq_len);
-
-  Model model(config.model, transpoints, context);
-  load_parameters(golden, "params/", model.parameters());
-  const bool exact = context.dtype == DType::f64;
-  fmt::print("{}: {} on {}, {} sequences of {} tokens, TransPoints {}\n", path.string(),
-             to_string(context.dtype), to_string(context.stream.device), config.train.micro_batch,
-             config.train.seq_len, fmt::join(transpoints, ","));
-  Report report(golden, session.memory());
-  verify_gradients(context, golden, model, exact ? 1e-9 : 1e-4, report);
-  if (with_curve) {
-    load_parameters(golden, "params/", model.parameters());
-    verify_curve(context, golden, config, model, exact ? 1e-8 : 1e-4, report);
+  Config config = golden_config(golden, process.size(), arguments);
+  Session session(config.train, process.ranks_on_cores());
+  const auto world = process.world(static_cast<double>(config.parallel.timeout));
+  check_same_configuration(*world, config);
+  config.parallel = resolve_parallel(config, process.size());
+  const Mesh mesh(*world, config.parallel);
+  if (process.rank() == 0) {
+    const ParallelConfig& p = config.parallel;
+    fmt::print("{}: {} on {}, {} sequences of {} tokens, TransPoints {}\n", path.string(),
+               to_string(session.context().dtype), to_string(session.context().stream.device),
+               config.train.global_batch, config.train.seq_len,
+               fmt::join(resolve_transpoints(config.model, config.train.seq_len), ","));
+    fmt::print("{} rank{}: tp {} x cp {} x dp {} x pp {}, micro-batches of {}\n", process.size(),
+               process.size() == 1 ? "" : "s", p.tp, p.cp, p.dp, p.pp, config.train.micro_batch);
   }
-  return report.finish();
+  return Verification(golden, config, session, mesh).run();
 }
 
 }  // namespace transmamba

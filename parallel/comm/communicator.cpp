@@ -16,9 +16,7 @@ namespace {
 using Kind = Call::Kind;
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+double in_seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
 class SelfCommunicator : public Communicator {
  public:
@@ -180,14 +178,17 @@ class Communicator::Timed : public Pending::Work {
   Timed(std::unique_ptr<Work> inner, const Communicator& of, const Call& call, std::int64_t bytes,
         Clock::time_point start)
       : inner_(std::move(inner)), recorder_(of.recorder_), axis_(of.axis_), purpose_(call.purpose) {
-    traffic_ = {.calls = 1, .bytes = bytes, .seconds = 0, .exposed = seconds_since(start)};
-    start_ = start;
+    bytes_ = bytes, start_ = start, in_start_ = Clock::now() - start;
   }
   void wait() override {
     const auto begin = Clock::now();
     if (inner_) inner_->wait();
-    traffic_.seconds = seconds_since(start_), traffic_.exposed += seconds_since(begin);
-    recorder_->add(axis_, purpose_, traffic_);
+    const auto end = Clock::now();
+    recorder_->add(axis_, purpose_,
+                   {.calls = 1,
+                    .bytes = bytes_,
+                    .seconds = in_seconds(end - start_),
+                    .exposed = in_seconds(in_start_ + (end - begin))});
   }
 
  private:
@@ -195,8 +196,9 @@ class Communicator::Timed : public Pending::Work {
   std::shared_ptr<Recorder> recorder_;
   std::string axis_;
   std::string_view purpose_;
-  Traffic traffic_;
+  std::int64_t bytes_ = 0;
   Clock::time_point start_;
+  Clock::duration in_start_{};
 };
 
 /// The nth message of a tag is for the nth receive of that tag.

@@ -17,6 +17,8 @@ using Clock = std::chrono::steady_clock;
 
 /// Below this an all_reduce sends everything to everyone, above it sums parts and gathers them.
 constexpr std::size_t kSmallReduction = 16384;
+constexpr std::int64_t kPollsBeforeYield = 50;
+
 /// Tags of messages lie below kMaxTag; the two of collective call number i are these, and come again after
 /// 2^29.
 int tag_of(std::int64_t number, bool data) {
@@ -77,7 +79,9 @@ class MpiCommunicator::Waiting : public Pending::Work, public MpiEngine::Step {
     std::optional<Clock::time_point> start;
     for (std::int64_t polls = 0; !advance(); ++polls) {
       engine_->poll();
-      sched_yield();
+      // Others may need this core to get on. Not at once, though: on a busy machine a core given away comes
+      // back after milliseconds.
+      if (polls >= kPollsBeforeYield) sched_yield();
       if (polls % 256 != 255) continue;
       if (!start) start = Clock::now();
       if (std::chrono::duration<double>(Clock::now() - *start).count() > engine_->timeout) time_out();

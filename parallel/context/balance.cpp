@@ -1,78 +1,154 @@
 #include "parallel/context/balance.h"
 
 #include <algorithm>
-#include <cmath>
+#include <array>
 #include <cstdlib>
+#include <limits>
 #include <numeric>
+#include <utility>
 
 namespace transmamba {
 namespace {
 
-constexpr double kEven = 1.01;             // within 1 % of even is not worth more segments
-constexpr std::int64_t kMostPieces = 32;   // a rank's; more segments cost more than they balance
-constexpr std::int64_t kMostSwaps = 4096;  // never reached with sums that shrink by more than rounding
+constexpr double kEven = 1.01;            // within 1 % of even is not worth more segments
+constexpr std::int64_t kMostPieces = 32;  // a rank's; more segments cost more than they balance
+constexpr int kMostSwaps = 1024;          // keeps hundreds of ranks quick; a few ranks need some dozens
 
-/// Pieces of each rank and what they cost.
+using Costs = std::vector<double>;  // one a part
+
+/// Pieces of each rank and what they cost, part by part.
 struct Hands {
   std::vector<std::vector<std::size_t>> pieces;
-  std::vector<double> sum;
+  std::vector<Costs> sum;
 };
 
-std::size_t busiest(const Hands& hands) {
-  return static_cast<std::size_t>(std::max_element(hands.sum.begin(), hands.sum.end()) - hands.sum.begin());
+double total(const Costs& costs) { return std::accumulate(costs.begin(), costs.end(), 0.0); }
+
+Hands empty_hands(std::size_t ranks, std::size_t parts) {
+  return {std::vector<std::vector<std::size_t>>(ranks), std::vector<Costs>(ranks, Costs(parts, 0.0))};
+}
+
+void give(Hands& hands, std::size_t rank, std::size_t i, const Costs& piece) {
+  hands.pieces[rank].push_back(i);
+  for (std::size_t k = 0; k < piece.size(); ++k) hands.sum[rank][k] += piece[k];
 }
 
 /// Longest processing time first: the dearest piece left goes to the cheapest rank with room.
-Hands deal_dearest_first(const std::vector<double>& piece, std::size_t ranks) {
-  const std::size_t each = piece.size() / ranks;
-  Hands hands{std::vector<std::vector<std::size_t>>(ranks), std::vector<double>(ranks, 0.0)};
+Hands deal_dearest_first(const std::vector<Costs>& piece, std::size_t ranks) {
+  Hands hands = empty_hands(ranks, piece[0].size());
+  Costs all(ranks, 0.0), whole;
+  for (const Costs& costs : piece) whole.push_back(total(costs));
   std::vector<std::size_t> order(piece.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
   std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t i, std::size_t j) { return piece[i] > piece[j]; });
+                   [&](std::size_t i, std::size_t j) { return whole[i] > whole[j]; });
   for (const std::size_t i : order) {
     std::size_t to = ranks;
     for (std::size_t r = 0; r < ranks; ++r)
-      if (hands.pieces[r].size() < each && (to == ranks || hands.sum[r] < hands.sum[to])) to = r;
-    hands.pieces[to].push_back(i);
-    hands.sum[to] += piece[i];
+      if (hands.pieces[r].size() < piece.size() / ranks && (to == ranks || all[r] < all[to])) to = r;
+    give(hands, to, i, piece[i]);
+    all[to] += whole[i];
   }
   return hands;
 }
 
-/// Swaps a piece of the busiest rank for a cheaper one of another, as long as that helps the busier of the
-/// two.
-void swap_while_it_helps(const std::vector<double>& piece, Hands& hands) {
-  const double mean =
-      std::accumulate(hands.sum.begin(), hands.sum.end(), 0.0) / static_cast<double>(hands.sum.size());
-  for (std::int64_t swaps = 0; swaps < kMostSwaps; ++swaps) {
-    const std::size_t from = busiest(hands);
-    double best = hands.sum[from] - 1e-9 * mean;
-    std::size_t to = from, mine = 0, theirs = 0;
-    for (std::size_t r = 0; r < hands.sum.size(); ++r) {
-      if (r == from) continue;
-      for (std::size_t i = 0; i < hands.pieces[from].size(); ++i) {
-        for (std::size_t j = 0; j < hands.pieces[r].size(); ++j) {
-          const double moved = piece[hands.pieces[from][i]] - piece[hands.pieces[r][j]];
-          const double larger = std::max(hands.sum[from] - moved, hands.sum[r] + moved);
-          if (larger < best) best = larger, to = r, mine = i, theirs = j;
+/// Forth and back, as `striped`: near even in every part, as neighbours cost about the same in each.
+Hands deal_in_turn(const std::vector<Costs>& piece, std::size_t ranks) {
+  Hands hands = empty_hands(ranks, piece[0].size());
+  for (std::size_t i = 0; i < piece.size(); ++i) {
+    const std::size_t place = i % (2 * ranks);
+    give(hands, place < ranks ? place : 2 * ranks - 1 - place, i, piece[i]);
+  }
+  return hands;
+}
+
+/// The three ranks that cost most in a part: any two ranks may change, and the maximum over the others is
+/// known.
+struct Busiest {
+  std::array<std::size_t, 3> rank{};
+  std::array<double, 3> cost{};
+  double without(std::size_t a, std::size_t b) const {
+    for (std::size_t i = 0; i < 3; ++i)
+      if (rank[i] != a && rank[i] != b) return cost[i];
+    return 0;
+  }
+};
+
+std::vector<Busiest> busiest_by_part(const Hands& hands) {
+  const std::size_t parts = hands.sum[0].size(), ranks = hands.sum.size();
+  std::vector<Busiest> busiest(parts);
+  for (std::size_t k = 0; k < parts; ++k) {
+    Busiest& b = busiest[k];
+    b.rank.fill(ranks), b.cost.fill(-1);
+    for (std::size_t r = 0; r < ranks; ++r) {
+      std::size_t at = 3;
+      while (at > 0 && hands.sum[r][k] > b.cost[at - 1]) --at;
+      for (std::size_t i = 2; i > at; --i) b.rank[i] = b.rank[i - 1], b.cost[i] = b.cost[i - 1];
+      if (at < 3) b.rank[at] = r, b.cost[at] = hands.sum[r][k];
+    }
+    // With fewer than three ranks the empty places say that nobody else costs anything.
+    for (double& cost : b.cost) cost = std::max(cost, 0.0);
+  }
+  return busiest;
+}
+
+/// Sum over parts of the busiest rank's cost.
+double waiting(const Hands& hands) {
+  double sum = 0;
+  for (const Busiest& b : busiest_by_part(hands)) sum += b.cost[0];
+  return sum;
+}
+
+/// Swaps a piece of a rank that is the busiest in some part for one of another rank, the best such swap
+/// first, as long as that helps.
+void swap_while_it_helps(const std::vector<Costs>& piece, Hands& hands) {
+  const std::size_t parts = piece[0].size(), ranks = hands.sum.size();
+  for (int swaps = 0; swaps < kMostSwaps; ++swaps) {
+    const std::vector<Busiest> busiest = busiest_by_part(hands);
+    double now = 0;
+    std::vector<bool> is_busiest(ranks, false);
+    for (const Busiest& b : busiest) now += b.cost[0], is_busiest[b.rank[0]] = true;
+    double best = now * (1 - 1e-9);
+    std::size_t from = ranks, to = ranks, mine = 0, theirs = 0;
+    for (std::size_t a = 0; a < ranks; ++a) {
+      if (!is_busiest[a]) continue;
+      for (std::size_t b = 0; b < ranks; ++b) {
+        if (a == b) continue;
+        for (std::size_t i = 0; i < hands.pieces[a].size(); ++i) {
+          for (std::size_t j = 0; j < hands.pieces[b].size(); ++j) {
+            const Costs &x = piece[hands.pieces[a][i]], &y = piece[hands.pieces[b][j]];
+            double then = 0;
+            for (std::size_t k = 0; k < parts && then < best; ++k)
+              then += std::max(
+                  {busiest[k].without(a, b), hands.sum[a][k] - x[k] + y[k], hands.sum[b][k] + x[k] - y[k]});
+            if (then < best) best = then, from = a, to = b, mine = i, theirs = j;
+          }
         }
       }
     }
-    if (to == from) return;
-    const double moved = piece[hands.pieces[from][mine]] - piece[hands.pieces[to][theirs]];
-    hands.sum[from] -= moved;
-    hands.sum[to] += moved;
-    std::swap(hands.pieces[from][mine], hands.pieces[to][theirs]);
+    if (from == ranks) return;
+    std::size_t &i = hands.pieces[from][mine], &j = hands.pieces[to][theirs];
+    for (std::size_t k = 0; k < parts; ++k) {
+      const double moved = piece[i][k] - piece[j][k];
+      hands.sum[from][k] -= moved;
+      hands.sum[to][k] += moved;
+    }
+    std::swap(i, j);
   }
 }
 
-Deal deal_pieces(const std::vector<double>& piece, std::int64_t ranks) {
-  Hands hands = deal_dearest_first(piece, static_cast<std::size_t>(ranks));
+Deal deal_pieces(const std::vector<Costs>& piece, std::size_t ranks) {
+  Hands hands = deal_dearest_first(piece, ranks);
   swap_while_it_helps(piece, hands);
+  if (piece[0].size() > 1) {  // by one part alone, dearest first has nothing to be improved
+    Hands in_turn = deal_in_turn(piece, ranks);
+    swap_while_it_helps(piece, in_turn);
+    if (waiting(in_turn) < waiting(hands) * (1 - 1e-9)) hands = std::move(in_turn);
+  }
   Deal deal;
-  const double total = std::accumulate(hands.sum.begin(), hands.sum.end(), 0.0);
-  if (total > 0) deal.imbalance = hands.sum[busiest(hands)] * static_cast<double>(ranks) / total;
+  double all = 0;
+  for (const Costs& costs : hands.sum) all += total(costs);
+  if (all > 0) deal.imbalance = waiting(hands) * static_cast<double>(ranks) / all;
   // Numbered by their first piece, so that equal costs give the contiguous layout, and linear ones the
   // zigzag.
   std::sort(hands.pieces.begin(), hands.pieces.end(), [](const auto& a, const auto& b) {
@@ -98,17 +174,13 @@ std::vector<std::int64_t> piece_counts(std::int64_t tokens) {
 
 }  // namespace
 
-Deal balance(std::span<const double> cost, std::int64_t ranks) {
-  const auto tokens = static_cast<std::int64_t>(cost.size());
+Deal balance(std::int64_t tokens, std::int64_t ranks, const PartCosts& cost) {
   Deal best;
   for (const std::int64_t m : piece_counts(tokens / ranks)) {
     const std::int64_t size = tokens / (ranks * m);
-    std::vector<double> piece(static_cast<std::size_t>(ranks * m));
-    for (std::size_t i = 0; i < piece.size(); ++i) {
-      const double* begin = cost.data() + static_cast<std::int64_t>(i) * size;
-      piece[i] = std::accumulate(begin, begin + size, 0.0);
-    }
-    Deal deal = deal_pieces(piece, ranks);
+    std::vector<Costs> piece;
+    for (std::int64_t i = 0; i < ranks * m; ++i) piece.push_back(cost({i * size, (i + 1) * size}));
+    Deal deal = deal_pieces(piece, static_cast<std::size_t>(ranks));
     if (best.owner.empty() || deal.imbalance < best.imbalance - 1e-9) best = std::move(deal);
     if (best.imbalance <= kEven) break;
   }

@@ -2,19 +2,21 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
+#include <functional>
 #include <vector>
+
+#include "parallel/context/layout.h"
 
 namespace transmamba {
 
 struct Deal {
   std::vector<std::int64_t> owner;  ///< rank of each piece, in the order of the sequence
-  double imbalance = 1;             ///< busiest rank's cost over the mean
+  double imbalance = 1;             ///< sum over parts of the busiest rank's cost, over that of the means
 };
 
-/// Cuts `cost.size()` tokens (a multiple of `ranks`) in equal pieces. Few pieces are tried first: about 1, 2,
-/// 4, 8 and 16 a rank, as divisors of its tokens allow. The first deal within 1 % of even is taken, or else
-/// the best. Ranks are numbered by their first piece. Deterministic.
-Deal balance(std::span<const double> cost, std::int64_t ranks);
+/// Cuts `tokens` tokens (a multiple of `ranks`) in equal pieces. Few pieces are tried first: about 1, 2, 4, 8
+/// and 16 a rank, as divisors of its tokens allow. The first deal within 1 % of even is taken, or else the
+/// best. Ranks are numbered by their first piece. Deterministic.
+Deal balance(std::int64_t tokens, std::int64_t ranks, const PartCosts& cost);
 
 }  // namespace transmamba

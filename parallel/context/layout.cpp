@@ -114,7 +114,14 @@ ContextLayout make_layout(const std::string& name, std::int64_t seq_len, std::in
   const auto bad = std::find_if(cost.begin(), cost.end(), [](double c) { return !(c >= 0 && c < INFINITY); });
   check(bad == cost.end(), kWhere, "the cost of token {}: expected a finite number of at least 0, got {}",
         bad - cost.begin(), bad == cost.end() ? 0 : *bad);
-  const Deal best = balance(cost, cp);
+  return balanced_layout(seq_len, cp, [&](Segment s) {
+    return std::vector<double>{std::accumulate(cost.data() + s.begin, cost.data() + s.end, 0.0)};
+  });
+}
+
+ContextLayout balanced_layout(std::int64_t seq_len, std::int64_t cp, const PartCosts& cost) {
+  check_layout("balanced", seq_len, cp, 0);
+  const Deal best = balance(seq_len, cp, cost);
   return deal(seq_len, cp, seq_len / static_cast<std::int64_t>(best.owner.size()),
               [&](std::int64_t i) { return best.owner[static_cast<std::size_t>(i)]; });
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -32,6 +33,14 @@ struct ContextLayout {
 /// chunk * cp.
 ContextLayout make_layout(const std::string& name, std::int64_t seq_len, std::int64_t cp, std::int64_t chunk,
                           std::span<const double> cost);
+
+/// Costs of a run of tokens in parts, each of at least 0. Ranks wait for each other between parts: for a
+/// layer's keys, values and states, say.
+using PartCosts = std::function<std::vector<double>(Segment)>;
+
+/// As make_layout's balanced, but even in every part: the sum over parts of the busiest rank's cost is as
+/// small as few segments allow. Ranks whose costs are even over all parts together may still wait in each.
+ContextLayout balanced_layout(std::int64_t seq_len, std::int64_t cp, const PartCosts& cost);
 
 /// Throws make_layout's Error, without the work.
 void check_layout(const std::string& name, std::int64_t seq_len, std::int64_t cp, std::int64_t chunk);

@@ -19,15 +19,14 @@ double total(const Context& context, const Tensor& x) {
 class Run {
  public:
   Run(const Context& context, const Model& model, const Schedule& schedule, const Batches& batches,
-      double scale, ParameterEvents* events)
+      const RunOptions& options)
       : context_(context),
         model_(model),
         mesh_(*model.placement().mesh),
         schedule_(schedule),
         actions_(schedule.ranks[static_cast<std::size_t>(mesh_.pp().rank())]),
         batches_(batches),
-        scale_(scale),
-        events_(events),
+        options_(options),
         backwards_(static_cast<std::size_t>(schedule.chunks)) {}
 
   double operator()() {
@@ -105,8 +104,11 @@ class Run {
 
   void forward(const Action& a, const Tensor& input) {
     Flight& f = flight(a);
-    Model::Saved* saved = schedule_.has_backward ? &f.saved[a.chunk] : nullptr;
+    const bool keeps = schedule_.has_backward || options_.observe;
+    Model::Saved* saved = keeps ? &f.saved[a.chunk] : nullptr;
+    if (options_.observe) saved->keep_states = true;
     const Tensor output = model_.forward(context_, a.chunk, f.batch.tokens, input, saved);
+    if (options_.observe) options_.observe(a, output, *saved);
     if (stage(a).is_last) {
       const Tensor losses = model_.token_losses(context_, output, f.batch.targets, saved);
       if (mesh_.tp().rank() == 0) loss_ += total(context_, losses);
@@ -120,8 +122,8 @@ class Run {
     Flight& f = flight(a);
     std::int64_t& done = backwards_[static_cast<std::size_t>(a.chunk)];
     const bool is_last = ++done == schedule_.micro_batches;
-    const Tensor dinput =
-        model_.backward(context_, a.chunk, doutput, scale_, f.saved.at(a.chunk), is_last ? events_ : nullptr);
+    const Tensor dinput = model_.backward(context_, a.chunk, doutput, options_.scale, f.saved.at(a.chunk),
+                                          is_last ? options_.events : nullptr);
     f.saved.erase(a.chunk);
     if (!stage(a).is_first) send(a, dinput);
     land(a);
@@ -133,8 +135,7 @@ class Run {
   const Schedule& schedule_;
   const std::vector<Action>& actions_;
   const Batches& batches_;
-  double scale_;
-  ParameterEvents* events_;
+  const RunOptions& options_;
   std::vector<std::int64_t> backwards_;  // done, by chunk
   std::map<std::int64_t, Flight> flights_;
   std::deque<Transfer> sent_;
@@ -144,8 +145,8 @@ class Run {
 }  // namespace
 
 double run_schedule(const Context& context, const Model& model, const Schedule& schedule,
-                    const Batches& batches, double scale, ParameterEvents* events) {
-  return Run(context, model, schedule, batches, scale, events)();
+                    const Batches& batches, const RunOptions& options) {
+  return Run(context, model, schedule, batches, options)();
 }
 
 }  // namespace transmamba

@@ -17,10 +17,17 @@ struct Batch {
 /// The micro-batches of this rank's data replica, asked for by number. All its ranks get the same ones.
 using Batches = std::function<Batch(std::int64_t micro_batch)>;
 
+/// What a run of a schedule is for. Defaults: losses only.
+struct RunOptions {
+  double scale = 0;                   ///< adds the gradients of scale * (sum of the token losses)
+  ParameterEvents* events = nullptr;  ///< told which gradients are complete
+  /// Sees what each forward pass gave (logits at the last stage) and kept, states included.
+  std::function<void(const Action&, const Tensor& output, const Model::Saved&)> observe = {};
+};
+
 /// Runs `schedule` (of the model's pp and chunks). Gives the sum of the token losses, in nats, of the tokens
-/// of which this rank is the one that counts: tp rank 0 of the last stage; 0 on other ranks. With backward
-/// passes, adds the gradients of scale * (sum of the token losses); `events` is told which are complete.
+/// of which this rank is the one that counts: tp rank 0 of the last stage; 0 on other ranks.
 double run_schedule(const Context& context, const Model& model, const Schedule& schedule,
-                    const Batches& batches, double scale = 0, ParameterEvents* events = nullptr);
+                    const Batches& batches, const RunOptions& options = {});
 
 }  // namespace transmamba

@@ -92,7 +92,8 @@ class TrainerTest : public ::testing::Test {
     ::testing::internal::CaptureStderr();
     try {
       Session session(config.train);
-      Trainer trainer(config, session);
+      const auto world = self_communicator();
+      Trainer trainer(config, session, *world);
       trainer.run();
       out.state = trainer.state();
     } catch (...) {

@@ -3,6 +3,7 @@
 
 #include <chrono>
 
+#include "parallel/comm/agree.h"
 #include "parallel/comm/threads.h"
 #include "tests/parallel/communicator_contract.h"
 
@@ -193,6 +194,38 @@ TEST(Arguments, ThatCannotBeRightAreRefusedWithNumbers) {
   EXPECT_THAT(refused([&] { world->exchange("e", out, {}); }), HasSubstr("sends 24 bytes"));
   EXPECT_THAT(refused([&] { (void)world->split("dp", -1, 0); }), HasSubstr("got -1"));
   EXPECT_THAT(refused([&] { run_as_threads(0, [](Communicator&) {}); }), HasSubstr("got 0"));
+}
+
+TEST(Agreement, GathersTextsOfAnyLength) {
+  for (int ranks : {1, 5})
+    run_as_threads(ranks, [](Communicator& world) {
+      const auto mine = [](int rank) { return std::string(static_cast<std::size_t>(rank) * 3, 'a') + "\n"; };
+      const auto texts = gather_text(world, "texts", mine(world.rank()));
+      ASSERT_EQ(texts.size(), static_cast<std::size_t>(world.size()));
+      for (int rank = 0; rank < world.size(); ++rank)
+        EXPECT_EQ(texts[static_cast<std::size_t>(rank)], mine(rank));
+      EXPECT_EQ(gather_text(world, "nothing", "")[0], "");
+    });
+}
+
+TEST(Agreement, ThrowsTheSameEverywhere) {
+  run_as_threads(4, [](Communicator& world) {
+    const auto error_where = [&](auto fails, bool with_rank) -> std::string {
+      try {
+        agree(world, "open files", [&] {
+          check(!fails(world.rank()), "data", "file is broken{}",
+                with_rank ? std::to_string(world.rank()) : "");
+        });
+      } catch (const Error& error) {
+        return error.what();
+      }
+      return "";
+    };
+    EXPECT_EQ(error_where([](int) { return false; }, false), "");
+    EXPECT_EQ(error_where([](int) { return true; }, false), "[data] file is broken");
+    EXPECT_EQ(error_where([](int) { return true; }, true), "rank 0: [data] file is broken0");
+    EXPECT_EQ(error_where([](int rank) { return rank >= 2; }, true), "rank 2: [data] file is broken2");
+  });
 }
 
 TEST(Threads, MakeThousandsOfSmallCallsASecond) {

@@ -1,6 +1,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <random>
 
 #include "parallel/context/layout.h"
@@ -129,6 +130,23 @@ TEST(ContextLayout, ZigzagIsEvenOnlyWhereAllTokensAttend) {
     EXPECT_LT(imbalance(make_layout("balanced", 8192, cp, 0, attention(8192, 2048)), attention(8192, 2048)),
               1.1)
         << "balanced, P = T / 4, cp " << cp;
+  }
+}
+
+TEST(ContextLayout, BalancedInPartsIsEvenInEach) {
+  // Two parts that are even together however tokens are dealt, and apart only where each rank has some of
+  // both.
+  const PartCosts cost = [](Segment s) {
+    const auto first = static_cast<double>(std::clamp<std::int64_t>(32, s.begin, s.end) - s.begin);
+    return std::vector<double>{first, static_cast<double>(s.size()) - first};
+  };
+  EXPECT_EQ(layout("balanced", 64, 2), layout("contiguous", 64, 2));
+  const ContextLayout dealt = balanced_layout(64, 2, cost);
+  expect_partition(dealt, 64, 2);
+  for (const auto& mine : dealt.segments) {
+    double first = 0;
+    for (const Segment& s : mine) first += cost(s)[0];
+    EXPECT_EQ(first, 16);
   }
 }
 

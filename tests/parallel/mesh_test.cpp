@@ -1,4 +1,5 @@
 // Every way to share the work gives what one rank gives.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -35,7 +36,7 @@ Config awkward() {
   c.optimizer.lr = 1e-3;
   c.optimizer.warmup_steps = 0;
   c.optimizer.clip_grad = 0.5;
-  c.parallel.bucket_mb = 1;
+  c.parallel.bucket_mb = 0.01;  // several buckets
   return c;
 }
 
@@ -61,42 +62,134 @@ void expect_equal(const Observed& got, const Observed& expected, double toleranc
     EXPECT_LT(relative_difference(got.final.at(name), values), tolerance) << name;
 }
 
-const Observed& serial() {
-  static const Observed observed = train_on_threads(awkward(), 1, 3);
-  return observed;
-}
-
-struct Degrees {
-  std::int64_t tp, cp, pp, dp;
+/// A way to share the work.
+struct Share {
+  std::int64_t tp = 1, cp = 1, pp = 1, dp = 1;
+  std::string layout = "balanced";
+  std::int64_t virtual_stages = 1;
 };
 
-class Meshes : public ::testing::TestWithParam<Degrees> {};
-
-TEST_P(Meshes, TrainLikeOneRank) {
-  Config c = awkward();
-  const auto [tp, cp, pp, dp] = GetParam();
-  c.parallel.tp = tp, c.parallel.cp = cp, c.parallel.pp = pp, c.parallel.dp = dp;
-  expect_equal(train_on_threads(c, static_cast<int>(tp * cp * pp * dp), 3), serial(), 1e-10);
+std::string name_of(const Share& s) {
+  return fmt::format("tp{}cp{}pp{}dp{}{}{}", s.tp, s.cp, s.pp, s.dp, s.cp > 1 ? s.layout : "",
+                     s.virtual_stages > 1 ? fmt::format("x{}", s.virtual_stages) : "");
 }
 
-std::vector<Degrees> factorisations(std::int64_t ranks) {
-  std::vector<Degrees> all;
+Observed train(Config c, const Share& s, std::int64_t steps = 3) {
+  c.parallel.tp = s.tp, c.parallel.cp = s.cp, c.parallel.pp = s.pp, c.parallel.dp = s.dp;
+  c.parallel.cp_layout = s.layout, c.parallel.virtual_stages = s.virtual_stages;
+  return train_on_threads(c, static_cast<int>(s.tp * s.cp * s.pp * s.dp), steps);
+}
+
+/// Every factorisation of `ranks`, each with every layout of the sequence and both schedules, where they
+/// differ.
+std::vector<Share> shares_of(std::int64_t ranks, std::int64_t layers = 8) {
+  std::vector<Share> all;
   for (std::int64_t tp = 1; tp <= ranks; ++tp)
     for (std::int64_t cp = 1; tp * cp <= ranks; ++cp)
-      for (std::int64_t pp = 1; tp * cp * pp <= ranks; ++pp)
-        if (ranks % (tp * cp * pp) == 0) all.push_back({tp, cp, pp, ranks / (tp * cp * pp)});
+      for (std::int64_t pp = 1; tp * cp * pp <= ranks; ++pp) {
+        if (ranks % (tp * cp * pp) != 0) continue;
+        for (const char* layout : {"balanced", "contiguous", "zigzag", "striped"})
+          for (const std::int64_t chunks : {1, 2}) {
+            if (cp == 1 && layout != std::string("balanced")) continue;
+            if (chunks > 1 && (pp == 1 || pp * chunks > layers)) continue;
+            all.push_back({tp, cp, pp, ranks / (tp * cp * pp), layout, chunks});
+          }
+      }
   return all;
 }
 
-std::string name_of(const ::testing::TestParamInfo<Degrees>& info) {
-  const auto [tp, cp, pp, dp] = info.param;
-  return "tp" + std::to_string(tp) + "cp" + std::to_string(cp) + "pp" + std::to_string(pp) + "dp" +
-         std::to_string(dp);
+class Meshes : public ::testing::TestWithParam<Share> {};
+
+TEST_P(Meshes, TrainLikeOneRank) {
+  static const Observed serial = train(awkward(), {});
+  expect_equal(train(awkward(), GetParam()), serial, 1e-10);
 }
 
-INSTANTIATE_TEST_SUITE_P(OfTwo, Meshes, ::testing::ValuesIn(factorisations(2)), name_of);
-INSTANTIATE_TEST_SUITE_P(OfFour, Meshes, ::testing::ValuesIn(factorisations(4)), name_of);
-INSTANTIATE_TEST_SUITE_P(OfEight, Meshes, ::testing::ValuesIn(factorisations(8)), name_of);
+const auto kName = [](const ::testing::TestParamInfo<Share>& info) { return name_of(info.param); };
+INSTANTIATE_TEST_SUITE_P(OfTwo, Meshes, ::testing::ValuesIn(shares_of(2)), kName);
+INSTANTIATE_TEST_SUITE_P(OfFour, Meshes, ::testing::ValuesIn(shares_of(4)), kName);
+INSTANTIATE_TEST_SUITE_P(OfEight, Meshes, ::testing::ValuesIn(shares_of(8)), kName);
+
+/// Six heads and six sequences: odd divisions.
+Config sixfold() {
+  Config c = awkward();
+  c.model.num_heads = 6;
+  c.model.layer_pattern = "T-TT";
+  c.train.global_batch = 6;
+  return c;
+}
+
+class OddMeshes : public ::testing::TestWithParam<Share> {};
+
+TEST_P(OddMeshes, TrainLikeOneRank) {
+  static const Observed serial = train(sixfold(), {});
+  expect_equal(train(sixfold(), GetParam()), serial, 1e-10);
+}
+
+INSTANTIATE_TEST_SUITE_P(OfThree, OddMeshes, ::testing::ValuesIn(shares_of(3)), kName);
+INSTANTIATE_TEST_SUITE_P(OfSix, OddMeshes, ::testing::ValuesIn(shares_of(6, 5)), kName);
+
+/// What a model or a batch may be otherwise, on meshes that use every axis.
+class Variants : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Variants, TrainLikeOneRank) {
+  Config c = awkward();
+  const std::string variant = GetParam();
+  if (variant == "tied_embeddings") c.model.tie_embeddings = true;
+  if (variant == "gate_all") c.model.gate = "all";
+  if (variant == "gate_none") c.model.gate = "none";
+  if (variant == "no_converter") c.model.memory_converter = false;
+  if (variant == "conv_width_1") c.model.conv_width = 1;
+  if (variant == "conv_width_30") c.model.conv_width = 30;  // the halo spans several ranks
+  if (variant == "all_ssm") c.model.transpoints = "0";
+  if (variant == "all_attention") c.model.transpoints = "T";
+  if (variant == "two_sequences_at_once") c.train.micro_batch = 2;
+  if (variant == "tiny_vocabulary") c.model.vocab_size = 5;  // fewer words than tp ranks would like
+  if (variant == "tokens_that_tp_does_not_divide") c.train.seq_len = 36;
+  if (variant == "hard_clipping") c.optimizer.clip_grad = 1e-3;
+  const Observed serial = train(c, {}, 2);
+  for (const Share& share : std::vector<Share>{{2, 2, 2, 1, "balanced", 2},
+                                               {2, 4, 1, 1, "striped", 1},
+                                               {4, 1, 2, 1, "balanced", 1},
+                                               {8, 1, 1, 1, "balanced", 1},
+                                               {1, 4, 2, 1, "contiguous", 1},
+                                               {1, 2, 2, 2, "zigzag", 1}}) {
+    SCOPED_TRACE(name_of(share));
+    expect_equal(train(c, share, 2), serial, 1e-10);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Of, Variants,
+                         ::testing::Values("tied_embeddings", "gate_all", "gate_none", "no_converter",
+                                           "conv_width_1", "conv_width_30", "all_ssm", "all_attention",
+                                           "two_sequences_at_once", "tiny_vocabulary",
+                                           "tokens_that_tp_does_not_divide", "hard_clipping"),
+                         [](const auto& info) { return std::string(info.param); });
+
+/// Every TransPoint from before the first to past the last token: at a rank's boundary, inside a segment,
+/// before its first or after its last token, in segments shorter than the convolution.
+TEST(TransPoints, MayStandAnywhere) {
+  Config c = awkward();
+  c.model.num_layers = 1;
+  c.model.layer_pattern = "T";
+  c.train.seq_len = 16, c.train.global_batch = 1;
+  for (std::int64_t p = 0; p <= 16; ++p) {
+    c.model.transpoints = std::to_string(p);
+    const Observed serial = train(c, {}, 1);
+    for (const char* layout : {"contiguous", "zigzag", "striped"})
+      for (const std::int64_t cp : {2, 4, 8}) {
+        SCOPED_TRACE(fmt::format("P {}, {} over {} ranks", p, layout, cp));
+        expect_equal(train(c, {1, cp, 1, 1, layout, 1}, 1), serial, 1e-10);
+      }
+  }
+}
+
+TEST(Repeats, GiveTheSameBits) {
+  const Share share{2, 2, 2, 1, "balanced", 2};
+  const Observed first = train(awkward(), share), second = train(awkward(), share);
+  EXPECT_EQ(first.losses, second.losses);
+  EXPECT_EQ(first.final, second.final);
+}
 
 }  // namespace
 }  // namespace transmamba

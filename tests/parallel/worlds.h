@@ -54,17 +54,6 @@ inline Batch batch_at(const Context& context, const Config& c, std::int64_t step
   return batch;
 }
 
-inline Placement place(const Config& c, const Mesh& mesh) {
-  std::vector<double> layers(static_cast<std::size_t>(c.model.num_layers), 1),
-      tokens(static_cast<std::size_t>(c.train.seq_len));
-  for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = 10 + static_cast<double>(i);
-  Placement placement{&mesh, partition(layers, 0.5, 0.5, c.parallel.pp * c.parallel.virtual_stages), {}};
-  if (c.parallel.cp > 1)
-    placement.layout =
-        make_layout(c.parallel.cp_layout, c.train.seq_len, c.parallel.cp, c.parallel.cp_chunk, tokens);
-  return placement;
-}
-
 /// Trains `steps` steps on `ranks` threads as ranks. `visit`, where given, sees each rank's world at the end.
 inline Observed train_on_threads(Config config, int ranks, std::int64_t steps,
                                  const std::function<void(Communicator&, Engine&)>& visit = {}) {

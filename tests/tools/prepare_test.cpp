@@ -55,7 +55,8 @@ class Prepare : public ::testing::Test {
     ::testing::internal::CaptureStdout();
     int status = -1;
     try {
-      status = prepare(std::move(arguments));
+      Process process;
+      status = prepare(process, std::move(arguments));
     } catch (...) {
       ::testing::internal::GetCapturedStdout();
       throw;
@@ -189,7 +190,8 @@ TEST_F(Prepare, AFullDiskKeepsTheOldFile) {
     const rlimit size{400'000, 400'000};
     ::setrlimit(RLIMIT_FSIZE, &size);
     try {
-      prepare({"--input", at("a.txt"), "--output", at("t.h5")});
+      Process process;
+      prepare(process, {"--input", at("a.txt"), "--output", at("t.h5")});
     } catch (const Error& error) {
       std::exit(std::string(error.what()).find("File too large") != std::string::npos ? 4 : 5);
     }

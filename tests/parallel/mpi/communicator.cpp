@@ -3,12 +3,11 @@
 //                communicator timeout      a rank that does not come is named
 //                communicator latency      prints the time of small calls
 // Ends with 1 on the first failure.
-#define OMPI_SKIP_MPICXX 1
-#include <mpi.h>
-
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
+#include "launch/process.h"
 #include "parallel/comm/agree.h"
 #include "parallel/comm/mpi.h"
 #include "tests/parallel/communicator_contract.h"
@@ -45,10 +44,9 @@ void expect_parts(const std::string& text, std::initializer_list<const char*> pa
 }
 
 /// Each on a communicator of its own, for a mismatch breaks it for good.
-void mismatch() {
+void mismatch(const Process& process) {
   const auto fresh = [] { return mpi_world(nullptr, 20); };
-  int rank = 0, size = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank), MPI_Comm_size(MPI_COMM_WORLD, &size);
+  const int rank = process.rank(), size = process.size();
   const bool odd = rank == size - 1;
   std::vector<float> x(100000), y(100000);
   {
@@ -123,51 +121,48 @@ void agreement(Communicator& world) {
       {"rank 1: [data] is broken"});
 }
 
+/// The best of some runs: other users of the machine only ever make it slower.
 void latency(Communicator& world) {
   for (const std::int64_t count : {1, 1000, 100000, 4000000}) {
     std::vector<float> x(static_cast<std::size_t>(count));
-    const int calls = count > 100000 ? 5 : 2000;
-    world.barrier("start");
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < calls; ++i) world.all_reduce("latency", view(x));
-    const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - start;
+    const int calls = count > 100000 ? 1 : 100, runs = count > 100000 ? 5 : 30;
+    double best = 1e30;
+    for (int run = 0; run < runs; ++run) {
+      world.barrier("start");
+      const auto start = std::chrono::steady_clock::now();
+      for (int i = 0; i < calls; ++i) world.all_reduce("latency", view(x));
+      const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - start;
+      best = std::min(best, time.count() / calls);
+    }
     if (world.rank() == 0)
-      fmt::print("all_reduce of {} bytes on {} ranks: {:.1f} us\n", 4 * count, world.size(),
-                 time.count() / calls);
+      fmt::print("all_reduce of {} bytes on {} ranks: {:.1f} us\n", 4 * count, world.size(), best);
   }
 }
 
-int run(const std::string& what) {
-  int rank = 0;
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  try {
-    if (what == "contract") {
-      contract(*mpi_world(nullptr, 60));
-      contract(*mpi_world(nullptr, 60, 1000));  // long messages are cut in pieces
-      agreement(*mpi_world(nullptr, 60));
-    } else if (what == "mismatch") {
-      mismatch();
-    } else if (what == "timeout") {
-      timeout();
-    } else if (what == "latency") {
-      latency(*mpi_world(nullptr, 60));
-    } else {
-      fail("contract", "nothing is called {}", what);
-    }
-  } catch (const std::exception& error) {
-    fmt::print(stderr, "rank {}: {}\n", rank, error.what());
-    std::fflush(nullptr);
-    MPI_Abort(MPI_COMM_WORLD, 1);
+void run(const Process& process, const std::string& what) {
+  if (what == "contract") {
+    contract(*mpi_world(nullptr, 60));
+    contract(*mpi_world(nullptr, 60, 1000));  // long messages are cut in pieces
+    agreement(*mpi_world(nullptr, 60));
+  } else if (what == "mismatch") {
+    mismatch(process);
+  } else if (what == "timeout") {
+    timeout();
+  } else if (what == "latency") {
+    latency(*mpi_world(nullptr, 60));
+  } else {
+    fail("contract", "nothing is called {}", what);
   }
-  return 0;
 }
 
 }  // namespace
 }  // namespace transmamba
 
 int main(int argc, char** argv) {
-  MPI_Init(&argc, &argv);
-  const int code = transmamba::run(argc > 1 ? argv[1] : "");
-  MPI_Finalize();
-  return code;
+  return transmamba::run_command([&](const transmamba::Process& process) {
+    transmamba::check(process.size() > 1, "contract",
+                      "this is to be started by mpirun, with more than one rank");
+    transmamba::run(process, argc > 1 ? argv[1] : "");
+    return 0;
+  });
 }

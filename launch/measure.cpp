@@ -1,0 +1,344 @@
+#include "launch/measure.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+
+#include "kernels/adamw.h"
+#include "kernels/attention.h"
+#include "kernels/conv.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+#include "kernels/embedding.h"
+#include "kernels/gemm.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/ssd.h"
+#include "kernels/swiglu.h"
+
+namespace transmamba {
+namespace {
+
+constexpr std::int64_t kMostTokens = 2048;  // larger sizes are on the same lines
+
+class Bench {
+ public:
+  Bench(const Context& context, const Config& config, double seconds, std::vector<FitCheck>& checks)
+      : context_(context), stream_(context.stream), m_(config.model), seconds_(seconds), checks_(checks) {
+    if (m_.vocab_size == 0) m_.vocab_size = 256;
+    const std::int64_t most = std::min(config.train.seq_len, kMostTokens);
+    // The second size is not fitted but predicted.
+    tokens_ = {std::max<std::int64_t>(1, most / 8), std::max<std::int64_t>(1, most / 2), most};
+  }
+
+  void run(Machine& machine) {
+    products(machine);
+    const std::int64_t h = m_.num_heads, n = m_.qk_head_dim, p = m_.v_head_dim, d = m_.hidden_size;
+    measure("attention", machine.attention, [&](std::int64_t t) { return attention_at(t); });
+    measure("SSD scan", machine.scan, [&](std::int64_t t) { return scan_at(t); });
+    measure("segment summary", machine.summary, [&](std::int64_t t) { return summary_at(t); });
+    measure("convolution", machine.conv, [&](std::int64_t t) { return conv_at(t, h * (2 * n + p)); });
+    measure("norm", machine.norm, [&](std::int64_t t) { return norm_at(t, 1, d, false); });
+    measure("gated norm", machine.gated_norm, [&](std::int64_t t) { return norm_at(t, h, p, true); });
+    measure("SwiGLU", machine.swiglu, [&](std::int64_t t) { return swiglu_at(t); });
+    measure("RoPE", machine.rope, [&](std::int64_t t) { return rope_at(t); });
+    measure("copy", machine.copy, [&](std::int64_t t) { return copy_at(t); });
+    measure("embedding", machine.embedding, [&](std::int64_t t) { return embedding_at(t); });
+    measure("cross entropy", machine.cross_entropy, [&](std::int64_t t) { return cross_entropy_at(t); });
+    measure("AdamW", machine.adamw, [&](std::int64_t t) { return adamw_at(t); });
+  }
+
+ private:
+  /// A kernel at one size. Without a backward there is nothing to measure.
+  struct Point {
+    double units = 0;
+    std::function<void()> forward, backward;
+  };
+  using At = std::function<Point(std::int64_t)>;
+
+  /// Least time of several runs: what disturbs a run only makes it longer.
+  double time(const std::function<void()>& kernel) const {
+    using Clock = std::chrono::steady_clock;
+    const auto since = [](Clock::time_point start) {
+      return std::chrono::duration<double>(Clock::now() - start).count();
+    };
+    kernel();
+    double best = 1e300;
+    const auto start = Clock::now();
+    for (int runs = 0; runs < 3 || since(start) < seconds_; ++runs) {
+      const auto begin = Clock::now();
+      kernel();
+      best = std::min(best, since(begin));
+      if (since(start) > 20 * seconds_) break;
+    }
+    return std::max(best, 1e-9);
+  }
+
+  void measure(const char* name, OpCost& cost, const At& at) {
+    std::vector<std::vector<double>> rows, rows_back;
+    std::vector<double> forward, backward;
+    struct Try {
+      FitCheck check;
+      double units;
+      bool back;
+    };
+    std::vector<Try> tries;
+    for (std::size_t i = 0; i < tokens_.size(); ++i) {
+      const Point point = at(tokens_[i]);
+      for (const bool back : {false, true}) {
+        const std::function<void()>& kernel = back ? point.backward : point.forward;
+        if (!kernel) continue;
+        const double seconds = time(kernel);
+        if (i == 1) {
+          const std::string what =
+              fmt::format("{} {}, {} tokens", name, back ? "backward" : "forward", tokens_[i]);
+          tries.push_back({{what, seconds, 0}, point.units, back});
+          continue;
+        }
+        (back ? rows_back : rows).push_back({1, point.units});
+        (back ? backward : forward).push_back(seconds);
+      }
+    }
+    const std::vector<double> ahead = fit(rows, forward);
+    // One cost of a call for both ways: it matters little, and less in backward.
+    cost = {ahead[0], ahead[1], rows_back.empty() ? 0 : fit(rows_back, backward)[1]};
+    for (Try& t : tries) {
+      t.check.predicted = cost.call + (t.back ? cost.backward : cost.forward) * t.units;
+      checks_.push_back(t.check);
+    }
+  }
+
+  /// The products of a layer, forward and backward, and of the head.
+  void products(Machine& machine) {
+    const std::int64_t d = m_.hidden_size, hp = m_.num_heads * m_.v_head_dim, f = m_.ffn_hidden_size;
+    const std::int64_t in = m_.num_heads * (2 * m_.qk_head_dim + 2 * m_.v_head_dim + 1);
+    struct Product {
+      std::int64_t out, in;
+    };
+    const auto bytes = static_cast<double>(size_of(context_.dtype));
+    std::vector<std::vector<double>> rows;
+    std::vector<double> seconds;
+    std::vector<FitCheck> checks;
+    std::vector<std::array<double, 3>> sizes;
+    for (const Product w :
+         {Product{in, d}, Product{d, hp}, Product{2 * f, d}, Product{d, f}, Product{m_.vocab_size, d}}) {
+      for (std::size_t i = 0; i < tokens_.size(); ++i) {
+        const std::int64_t t = tokens_[i];
+        const Tensor x = tensor({t, w.in}), y = tensor({t, w.out}), weight = tensor({w.out, w.in});
+        const double forward =
+            time([&] { gemm({.a = x, .b = weight, .transpose_b = true, .c = y}, stream_); });
+        const double to_input = time([&] { gemm({.a = y, .b = weight, .c = x}, stream_); });
+        fill({.value = 0.1, .y = x}, stream_), fill({.value = 0.1, .y = y}, stream_);
+        const double to_weight =
+            time([&] { gemm({.a = y, .transpose_a = true, .b = x, .c = weight, .beta = 1}, stream_); });
+        const auto M = static_cast<double>(t), N = static_cast<double>(w.out), K = static_cast<double>(w.in);
+        for (const double measured : {forward, to_input, to_weight}) {
+          if (i == 1) continue;
+          rows.push_back({1, 2 * M * N * K, bytes * (M * K + K * N + M * N)});
+          seconds.push_back(measured);
+        }
+        if (i == 1) {
+          checks.push_back({fmt::format("products {} x {}, {} tokens, mean of 3", w.out, w.in, t),
+                            (forward + to_input + to_weight) / 3, 0});
+          sizes.push_back({M, N, K});
+        }
+      }
+    }
+    const std::vector<double> found = fit(rows, seconds);
+    machine.gemm_call = found[0], machine.gemm_flop = found[1], machine.gemm_byte = found[2];
+    for (std::size_t i = 0; i < checks.size(); ++i) {
+      checks[i].predicted = machine.gemm(sizes[i][0], sizes[i][1], sizes[i][2]);
+      checks_.push_back(checks[i]);
+    }
+  }
+
+  Tensor tensor(const Shape& shape, double value = 0.1) const {
+    const Tensor x = context_.empty(shape);
+    fill({.value = value, .y = x}, stream_);
+    return x;
+  }
+  Tensor ids(std::int64_t t) const {
+    const Tensor x = context_.empty({1, t}, DType::i32);
+    for (std::int64_t i = 0; i < t; ++i)
+      x.ptr<std::int32_t>()[i] = static_cast<std::int32_t>(i * 7919 % m_.vocab_size);
+    return x;
+  }
+  double head_units(std::int64_t t, std::int64_t width) const {
+    return static_cast<double>(t) * static_cast<double>(m_.num_heads) * static_cast<double>(width);
+  }
+
+  Point attention_at(std::int64_t t) const {
+    const Shape qk{1, t, m_.num_heads, m_.qk_head_dim}, pv{1, t, m_.num_heads, m_.v_head_dim};
+    const Tensor q = tensor(qk), k = tensor(qk), v = tensor(pv), o = tensor(pv), dout = tensor(pv);
+    const Tensor lse = tensor({1, m_.num_heads, t}), dq = tensor(qk), dk = tensor(qk), dv = tensor(pv);
+    return {head_units(t, m_.qk_head_dim + m_.v_head_dim) * static_cast<double>(t + 1) / 2,
+            [=, this] { attention({.q = q, .k = k, .v = v, .o = o, .lse = lse}, stream_); },
+            [=, this] {
+              attention_backward(
+                  {.dout = dout, .q = q, .k = k, .v = v, .o = o, .lse = lse, .dq = dq, .dk = dk, .dv = dv},
+                  stream_);
+            }};
+  }
+
+  Point scan_at(std::int64_t t) const {
+    const std::int64_t h = m_.num_heads, n = m_.qk_head_dim, p = m_.v_head_dim;
+    const Shape qk{1, t, h, n}, pv{1, t, h, p};
+    const Tensor q = tensor(qk), k = tensor(qk), v = tensor(pv), y = tensor(pv), dt = tensor({1, t, h}, 0.01);
+    const Tensor a_log = tensor({h}), d_skip = tensor({h}), state = tensor({1, h, n, p});
+    const Tensor dq = tensor(qk), dk = tensor(qk), dv = tensor(pv), ddt = tensor({1, t, h}), da = tensor({h}),
+                 dd = tensor({h}), dstate = tensor({1, h, n, p});
+    return {
+        head_units(t, n * p),
+        [=, this] {
+          ssd_scan(
+              {.q = q, .k = k, .v = v, .dt = dt, .a_log = a_log, .d_skip = d_skip, .state_in = state, .y = y},
+              stream_);
+        },
+        [=, this] {
+          ssd_scan_backward({.dy = y,
+                             .q = q,
+                             .k = k,
+                             .v = v,
+                             .dt = dt,
+                             .a_log = a_log,
+                             .d_skip = d_skip,
+                             .state_in = state,
+                             .dq = dq,
+                             .dk = dk,
+                             .dv = dv,
+                             .ddt = ddt,
+                             .da_log = da,
+                             .dd_skip = dd,
+                             .dstate_in = dstate},
+                            stream_);
+        }};
+  }
+
+  Point summary_at(std::int64_t t) const {
+    const std::int64_t h = m_.num_heads, n = m_.qk_head_dim, p = m_.v_head_dim;
+    const Shape qk{1, t, h, n}, pv{1, t, h, p};
+    const Tensor k = tensor(qk), v = tensor(pv), dt = tensor({1, t, h}, 0.01), a_log = tensor({h});
+    const Tensor state = tensor({1, h, n, p}), decay = tensor({1, h});
+    const Tensor dk = tensor(qk), dv = tensor(pv), ddt = tensor({1, t, h}), da = tensor({h});
+    return {head_units(t, n * p),
+            [=, this] {
+              ssd_summary({.k = k, .v = v, .dt = dt, .a_log = a_log, .state_out = state, .log_decay = decay},
+                          stream_);
+            },
+            [=, this] {  // adds to its outputs, which stay small next to float32's largest number
+              ssd_summary_backward({.dstate_out = state,
+                                    .dlog_decay = decay,
+                                    .k = k,
+                                    .v = v,
+                                    .dt = dt,
+                                    .a_log = a_log,
+                                    .dk = dk,
+                                    .dv = dv,
+                                    .ddt = ddt,
+                                    .da_log = da},
+                                   stream_);
+            }};
+  }
+
+  Point conv_at(std::int64_t t, std::int64_t c) const {
+    const std::int64_t w = m_.conv_width;
+    const Tensor x = tensor({1, t, c}), y = tensor({1, t, c}), dx = tensor({1, t, c}),
+                 weight = tensor({c, w}), bias = tensor({c}), dweight = tensor({c, w}), dbias = tensor({c});
+    return {
+        static_cast<double>(t * c) * static_cast<double>(w) / 4,
+        [=, this] { conv({.x = x, .weight = weight, .bias = bias, .y = y}, stream_); },
+        [=, this] {
+          conv_backward(
+              {.dy = y, .x = x, .weight = weight, .bias = bias, .dx = dx, .dweight = dweight, .dbias = dbias},
+              stream_);
+        }};
+  }
+
+  /// The norm before a layer (one group of d), or the mixer's gated output norm (h groups of p).
+  Point norm_at(std::int64_t t, std::int64_t g, std::int64_t d, bool gated) const {
+    const Shape shape{1, t, g, d};
+    const Tensor x = tensor(shape), y = tensor(shape), dx = tensor(shape), weight = tensor({g, d}),
+                 dweight = tensor({g, d});
+    const Tensor gate = gated ? tensor(shape) : Tensor(), dgate = gated ? tensor(shape) : Tensor();
+    return {
+        static_cast<double>(t * g * d),
+        [=, this] { rms_norm({.x = x, .gate = gate, .weight = weight, .y = y}, stream_); },
+        [=, this] {
+          rms_norm_backward(
+              {.dy = y, .x = x, .gate = gate, .weight = weight, .dx = dx, .dgate = dgate, .dweight = dweight},
+              stream_);
+        }};
+  }
+
+  Point swiglu_at(std::int64_t t) const {
+    const std::int64_t f = m_.ffn_hidden_size;
+    const Tensor packed = tensor({1, t, 2 * f}), dpacked = tensor({1, t, 2 * f}), y = tensor({1, t, f});
+    return {static_cast<double>(t * f), [=, this] { swiglu({.gate_up = packed, .y = y}, stream_); },
+            [=, this] { swiglu_backward({.dy = y, .gate_up = packed, .dgate_up = dpacked}, stream_); }};
+  }
+
+  Point rope_at(std::int64_t t) const {
+    const Shape shape{1, t, m_.num_heads, m_.qk_head_dim};
+    const Tensor x = tensor(shape), y = tensor(shape);
+    return {head_units(t, m_.qk_head_dim), [=, this] { rope({.x = x, .y = y}, stream_); },
+            [=, this] { rope({.x = y, .y = x, .inverse = true}, stream_); }};
+  }
+
+  Point copy_at(std::int64_t t) const {
+    const Tensor x = tensor({t, m_.hidden_size}), y = tensor({t, m_.hidden_size});
+    return {static_cast<double>(x.numel()), [=, this] { copy({.x = x, .y = y}, stream_); }, nullptr};
+  }
+
+  Point embedding_at(std::int64_t t) const {
+    const Tensor tokens = ids(t), weight = tensor({m_.vocab_size, m_.hidden_size}),
+                 dweight = tensor({m_.vocab_size, m_.hidden_size}), y = tensor({1, t, m_.hidden_size});
+    return {static_cast<double>(t * m_.hidden_size),
+            [=, this] { embedding({.tokens = tokens, .weight = weight, .y = y}, stream_); },
+            [=, this] { embedding_backward({.dy = y, .tokens = tokens, .dweight = dweight}, stream_); }};
+  }
+
+  Point cross_entropy_at(std::int64_t t) const {
+    const Tensor logits = tensor({1, t, m_.vocab_size}), dlogits = tensor({1, t, m_.vocab_size}),
+                 targets = ids(t), loss = tensor({1, t}), lse = tensor({1, t}), partial = tensor({2, 1, t});
+    return {static_cast<double>(t * m_.vocab_size),
+            [=, this] {
+              vocab_max({.logits = logits, .maximum = lse}, stream_);
+              cross_entropy_partial(
+                  {.logits = logits, .targets = targets, .maximum = lse, .partial = partial}, stream_);
+              cross_entropy_loss({.maximum = lse, .partial = partial, .loss = loss, .lse = lse}, stream_);
+            },
+            [=, this] {
+              cross_entropy_backward({.logits = logits, .targets = targets, .lse = lse, .dlogits = dlogits},
+                                     stream_);
+            }};
+  }
+
+  Point adamw_at(std::int64_t t) const {
+    const std::int64_t count = t * m_.hidden_size;
+    const Tensor weight = tensor({count}), grad = tensor({count}), m = tensor({count}), v = tensor({count});
+    return {static_cast<double>(count),
+            [=, this] { adamw({.weight = weight, .grad = grad, .m = m, .v = v, .lr = 1e-6}, stream_); },
+            nullptr};
+  }
+
+  const Context& context_;
+  const Stream& stream_;
+  ModelConfig m_;
+  double seconds_;
+  std::vector<FitCheck>& checks_;
+  std::array<std::int64_t, 3> tokens_{};
+};
+
+}  // namespace
+
+Machine measure_machine(const Context& context, const Config& config, double seconds,
+                        std::vector<FitCheck>& checks) {
+  Machine machine = Machine::builtin_cpu();  // links are not measured here
+  machine.dtype = config.train.dtype;
+  Bench(context, config, seconds, checks).run(machine);
+  return machine;
+}
+
+}  // namespace transmamba

@@ -1,0 +1,86 @@
+#include "launch/traffic_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "core/metrics.h"
+#include "parallel/comm/agree.h"
+
+namespace transmamba {
+
+void TrafficReport::add_step(double seconds) {
+  for (const auto& [key, traffic] : world_.recorder().table()) traffic_[key] += traffic;
+  ++steps_, seconds_ += seconds;
+  restart();
+}
+
+std::vector<TrafficLine> TrafficReport::lines() const {
+  nlohmann::json mine = nlohmann::json::array();
+  for (const auto& [key, t] : traffic_)
+    mine.push_back({key.first, key.second, t.calls, t.bytes, t.seconds, t.exposed});
+  const std::vector<std::string> all = gather_text(world_, "traffic report", mine.dump());
+  world_.recorder().reset();
+  std::map<Recorder::Key, TrafficLine> lines;
+  const double share =
+      1 / (static_cast<double>(all.size()) * static_cast<double>(std::max<std::int64_t>(steps_, 1)));
+  for (const std::string& text : all)
+    for (const auto& t : nlohmann::json::parse(text)) {
+      TrafficLine& line = lines[{t[0], t[1]}];
+      line.axis = t[0], line.purpose = t[1];
+      line.calls += share * t[2].get<double>(), line.bytes += share * t[3].get<double>();
+      line.seconds += share * t[4].get<double>(), line.exposed += share * t[5].get<double>();
+      line.longest_exposed = std::max(
+          line.longest_exposed, t[5].get<double>() / static_cast<double>(std::max<std::int64_t>(steps_, 1)));
+    }
+  std::vector<TrafficLine> out;
+  for (auto& [key, line] : lines) out.push_back(std::move(line));
+  std::stable_sort(out.begin(), out.end(),
+                   [](const TrafficLine& a, const TrafficLine& b) { return a.exposed > b.exposed; });
+  return out;
+}
+
+std::string format_table(const std::vector<TrafficLine>& lines, double seconds_per_step) {
+  std::string out = fmt::format("{:<7} {:<34} {:>7} {:>10} {:>9} {:>9} {:>9} {:>7}\n", "axis",
+                                "communication", "calls", "sent", "ms", "exposed", "hidden", "of step");
+  TrafficLine sum;
+  const auto print = [&](const TrafficLine& line) {
+    out += fmt::format("{:<7} {:<34} {:>7.1f} {:>10} {:>9.3f} {:>9.3f} {:>9.3f} {:>6.1f}%\n", line.axis,
+                       line.purpose, line.calls, format_bytes(static_cast<std::int64_t>(line.bytes)),
+                       1e3 * line.seconds, 1e3 * line.exposed, 1e3 * (line.seconds - line.exposed),
+                       seconds_per_step > 0 ? 100 * line.exposed / seconds_per_step : 0);
+  };
+  for (const TrafficLine& line : lines) {
+    print(line);
+    sum.calls += line.calls, sum.bytes += line.bytes, sum.seconds += line.seconds,
+        sum.exposed += line.exposed;
+  }
+  sum.axis = "all";
+  print(sum);
+  return out + "(a step, mean over ranks; \"of step\": the exposed part of its time)\n";
+}
+
+void write_json(const std::filesystem::path& path, const std::vector<TrafficLine>& lines,
+                double seconds_per_step, std::int64_t steps, int ranks) {
+  nlohmann::ordered_json json = {{"ranks", ranks}, {"steps", steps}, {"seconds_per_step", seconds_per_step}};
+  json["communication"] = nlohmann::ordered_json::array();
+  for (const TrafficLine& line : lines)
+    json["communication"].push_back({{"axis", line.axis},
+                                     {"purpose", line.purpose},
+                                     {"calls_per_step", line.calls},
+                                     {"bytes_per_step", line.bytes},
+                                     {"seconds_per_step", line.seconds},
+                                     {"exposed_seconds_per_step", line.exposed},
+                                     {"hidden_seconds_per_step", line.seconds - line.exposed},
+                                     {"longest_exposed_seconds_per_step", line.longest_exposed}});
+  std::ofstream out(path);
+  out << json.dump(1) << '\n';
+  out.close();
+  check(!out.fail(), "metrics", "{}: cannot write: {}", path.string(), std::strerror(errno));
+}
+
+}  // namespace transmamba

@@ -1,0 +1,144 @@
+#include "core/machine.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "core/step_cost.h"
+#include "core/transpoint.h"
+#include "tests/core/files.h"
+
+namespace transmamba {
+namespace {
+
+using ::testing::AllOf;
+using testing::error_of;
+using testing::Folder;
+using ::testing::HasSubstr;
+using testing::slurp;
+using testing::spill;
+
+ModelConfig paper(const std::string& transpoints) {
+  ModelConfig model;
+  model.vocab_size = 32768;
+  model.hidden_size = 1536;
+  model.num_layers = 24;
+  model.num_heads = 16;
+  model.qk_head_dim = model.v_head_dim = 96;
+  model.ffn_hidden_size = 4096;
+  model.transpoints = transpoints;
+  return model;
+}
+
+TEST(Machine, ComesBackFromItsFile) {
+  const Folder folder;
+  const Machine machine = Machine::builtin_h200();
+  machine.save(folder / "m.json");
+  const Machine loaded = Machine::load(folder / "m.json");
+  loaded.save(folder / "again.json");
+  EXPECT_EQ(slurp(folder / "m.json"), slurp(folder / "again.json"));
+  EXPECT_EQ(loaded.attention.backward, machine.attention.backward);
+  EXPECT_EQ(loaded.between_hosts.send.byte, machine.between_hosts.send.byte);
+}
+
+TEST(Machine, NamesTheFileAndTheKeyThatAreWrong) {
+  const Folder folder;
+  const auto path = folder / "m.json";
+  const auto complaint = [&](const std::string& from, const std::string& to) {
+    Machine::builtin_cpu().save(path);
+    std::string text = slurp(path);
+    const std::size_t at = text.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    spill(path, text.replace(at, from.size(), to));
+    return error_of([&] { Machine::load(path); });
+  };
+  EXPECT_THAT(complaint("\"scan\"", "\"scam\""), AllOf(HasSubstr("m.json"), HasSubstr("scan is missing")));
+  EXPECT_THAT(complaint("\"latency\": ", "\"latency\": -"), HasSubstr("within_host.all_reduce.latency"));
+  EXPECT_THAT(complaint("\"flop\": ", "\"flop\": [],\"x\": "),
+              AllOf(HasSubstr("gemm.flop"), HasSubstr("[]")));
+  EXPECT_THAT(complaint("\"version\": 1", "\"version\": 9"), HasSubstr("version: expected 1, got 9"));
+  EXPECT_THAT(complaint("float32", "float33"), HasSubstr("dtype: expected one of"));
+  EXPECT_THAT(complaint("{", "{{"), HasSubstr("expected a JSON object"));
+  EXPECT_THAT(error_of([&] { Machine::load(folder / "none.json"); }),
+              AllOf(HasSubstr("none.json"), HasSubstr("bench")));
+}
+
+TEST(Machine, IsTheFilesOrTheDevices) {
+  const Folder folder;
+  Machine machine = Machine::builtin_cpu();
+  machine.name = "mine";
+  machine.save(folder / "m.json");
+  EXPECT_EQ(Machine::of(folder / "m.json", "cuda").name, "mine");
+  EXPECT_EQ(Machine::of({}, "cuda").name, "built-in H200");
+  EXPECT_EQ(Machine::of({}, "cpu").name, "built-in CPU");
+}
+
+TEST(Machine, CollectivesCostWhatARingMoves) {
+  Links links;
+  links.all_reduce = links.all_gather = {1, 0.5};
+  EXPECT_DOUBLE_EQ(all_reduce_seconds(links, 4, 8), 6 + 0.5 * 12);
+  EXPECT_DOUBLE_EQ(all_gather_seconds(links, 4, 8), 3 + 0.5 * 6);
+  EXPECT_EQ(all_reduce_seconds(links, 1, 8), 0);
+}
+
+TEST(StepCost, H200TakesThePeersTimeForThePeersShapes) {
+  // DESIGN section 5: attention 0.865 and 2.58 ms, at batch 2.
+  const Machine machine = Machine::builtin_h200();
+  const double launches = 3 * machine.rope.call;
+  const Seconds all = mixing_seconds(paper("T"), machine, 8192, 8192, 0, 8192, 1, false) * 2;
+  EXPECT_NEAR(all.forward, 0.865e-3, launches + 0.1e-3);
+  EXPECT_NEAR(all.backward, 2.58e-3, launches + 0.1e-3);
+  const Seconds none = mixing_seconds(paper("0"), machine, 0, 8192, 0, 8192, 1, false) * 2;
+  EXPECT_NEAR(none.forward, 0.44e-3, launches);
+  EXPECT_NEAR(none.backward, 2.4e-3, launches);
+}
+
+TEST(StepCost, AttentionCostsMoreFurtherBack) {
+  const Machine machine = Machine::builtin_cpu();
+  const auto cost = [&](std::int64_t begin, std::int64_t end) {
+    return mixing_seconds(paper("4096"), machine, 4096, 8192, begin, end, 1, false).forward;
+  };
+  EXPECT_GT(cost(2048, 4096), 2.5 * cost(0, 2048) - 1e-4);
+  EXPECT_NEAR(cost(4096, 6144), cost(6144, 8192), 1e-9) << "the SSM does not look back";
+  EXPECT_NEAR(cost(0, 1000) + cost(1000, 5000) + cost(5000, 8192), cost(0, 8192), 1e-4) << "but for calls";
+}
+
+TEST(StepCost, TensorParallelRanksShareTheWork) {
+  const Machine machine = Machine::builtin_cpu();
+  const ModelConfig model = paper("V9");
+  EXPECT_NEAR(mlp_seconds(model, machine, 8192, 4).total(), mlp_seconds(model, machine, 8192, 1).total() / 4,
+              0.1 * mlp_seconds(model, machine, 8192, 1).total() / 4);
+  EXPECT_NEAR(head_seconds(model, machine, 8192, 4).total(),
+              head_seconds(model, machine, 8192, 1).total() / 4,
+              0.1 * head_seconds(model, machine, 8192, 1).total() / 4);
+}
+
+TEST(StepCost, TokensAddUpToTheLayers) {
+  for (const bool shared : {false, true}) {
+    const Machine machine = Machine::builtin_h200();
+    const ModelConfig model = paper("V9");
+    const auto transpoints = resolve_transpoints(model, 8192);
+    const std::vector<double> cost = token_costs(model, transpoints, machine, 8192, shared);
+    Seconds layers = embedding_seconds(model, machine, 8192, 1);
+    layers += head_seconds(model, machine, 8192, 1);
+    for (const std::int64_t transpoint : transpoints) {
+      layers += mixing_seconds(model, machine, transpoint, 8192, 0, 8192, 1, shared);
+      layers += mixer_rest_seconds(model, machine, 8192, 1);
+      layers += mlp_seconds(model, machine, 8192, 1);
+    }
+    EXPECT_NEAR(std::accumulate(cost.begin(), cost.end(), 0.0), layers.total(), 0.01 * layers.total());
+  }
+}
+
+TEST(StepCost, TokensCostByTheMixersThatAttendThere) {
+  const Machine machine = Machine::builtin_cpu();
+  const auto cost = token_costs(paper("0"), resolve_transpoints(paper("0"), 64), machine, 64, false);
+  EXPECT_EQ(cost.front(), cost.back());
+  const auto attending = token_costs(paper("T"), resolve_transpoints(paper("T"), 64), machine, 64, false);
+  const double pair = 12 * 16 * 192 * (machine.attention.forward + machine.attention.backward);
+  EXPECT_NEAR(attending[63] - attending[0], 63 * pair, 1e-6 * attending[63]);
+}
+
+}  // namespace
+}  // namespace transmamba

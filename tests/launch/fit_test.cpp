@@ -1,0 +1,51 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "launch/measure.h"
+
+namespace transmamba {
+namespace {
+
+using ::testing::DoubleNear;
+using ::testing::ElementsAre;
+
+TEST(Fit, FindsWhatMadeTheNumbers) {
+  std::vector<std::vector<double>> rows;
+  std::vector<double> seconds;
+  for (const double flops : {1e6, 3e7, 1e9})
+    for (const double bytes : {1e4, 5e5}) {
+      rows.push_back({1, flops, bytes});
+      seconds.push_back(3e-6 + flops * 2e-11 + bytes * 4e-10);
+    }
+  EXPECT_THAT(fit(rows, seconds),
+              ElementsAre(DoubleNear(3e-6, 1e-10), DoubleNear(2e-11, 1e-15), DoubleNear(4e-10, 1e-14)));
+}
+
+TEST(Fit, NeverGoesBelowZero) {
+  // The line through these has a negative cost of a call.
+  EXPECT_THAT(fit({{1, 1}, {1, 10}}, {1, 20}), ElementsAre(0, ::testing::Gt(1.0)));
+}
+
+TEST(Fit, ManagesWithColumnsThatSayTheSame) {
+  const std::vector<double> found = fit({{1, 2, 4}, {1, 4, 8}}, {2, 4});
+  EXPECT_NEAR(2 * found[1] + 4 * found[2] + found[0], 2, 1e-9);
+}
+
+TEST(Fit, MeasuresAMachineThatPredictsEveryOp) {
+  Allocator memory;
+  Context context;
+  context.memory = &memory;
+  Config config = parse_config("", {"--model.hidden_size", "32", "--train.seq_len", "64"});
+  std::vector<FitCheck> checks;
+  const Machine machine = measure_machine(context, config, 1e-4, checks);
+  EXPECT_EQ(checks.size(), 5U + 2 * 10 + 2);  // products; ops with a backward, and those without
+  for (const FitCheck& check : checks) {
+    EXPECT_GT(check.measured, 0) << check.what;
+    EXPECT_GT(check.predicted, 0) << check.what;
+  }
+  EXPECT_GT(machine.attention.forward, 0);
+  EXPECT_GT(machine.scan.backward, 0);
+}
+
+}  // namespace
+}  // namespace transmamba

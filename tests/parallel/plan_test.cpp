@@ -1,0 +1,146 @@
+#include "parallel/plan.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+#include <sstream>
+
+#include "core/cost_model.h"
+#include "tests/core/files.h"
+
+namespace transmamba {
+namespace {
+
+using ::testing::AllOf;
+using testing::error_of;
+using ::testing::HasSubstr;
+
+Config paper(std::vector<std::string> overrides = {}) {
+  return parse_config(std::string(TRANSMAMBA_SOURCE_DIR) + "/configs/transmamba-400m.cfg", overrides);
+}
+Config small(std::vector<std::string> overrides = {}) {
+  overrides.insert(overrides.end(), {"--model.vocab_size", "256", "--train.global_batch", "64"});
+  return parse_config("", overrides);
+}
+
+TEST(Plan, BalancesV9OnEveryMachine) {
+  for (const Machine& machine : {Machine::builtin_cpu(), Machine::builtin_h200()}) {
+    for (const char* cp : {"2", "4", "8"}) {
+      const Config config = paper({"--parallel.cp", cp});
+      const Plan plan = make_plan(config, std::stoi(cp), machine);
+      ASSERT_EQ(plan.layouts.size(), 4U);
+      const LayoutChoice& balanced = plan.layouts[3];
+      EXPECT_EQ(balanced.name, "balanced");
+      EXPECT_LE(balanced.imbalance, 1.03) << machine.name << ", cp " << cp;
+      EXPECT_LE(balanced.waiting, 1.03) << "also in each mixer; " << machine.name << ", cp " << cp;
+      EXPECT_LT(balanced.waiting, plan.layouts[0].waiting);
+      EXPECT_EQ(plan.layout, plan_layout(config, machine));
+      const double total = std::accumulate(plan.rank_cost.begin(), plan.rank_cost.end(), 0.0);
+      EXPECT_NEAR(*std::max_element(plan.rank_cost.begin(), plan.rank_cost.end()) * std::stoi(cp) / total,
+                  balanced.imbalance, 1e-9);
+    }
+  }
+}
+
+TEST(Plan, SaysWhichLayoutsTheLengthDoesNotAllow) {
+  const Plan plan =
+      make_plan(small({"--parallel.cp", "4", "--train.seq_len", "516"}), 4, Machine::builtin_cpu());
+  EXPECT_THAT(plan.layouts[1].problem, HasSubstr("2 x 4"));
+  EXPECT_THAT(print(plan), HasSubstr("zigzag      not possible"));
+}
+
+TEST(Plan, GivesADearMixerFewNeighbours) {
+  const Config config =
+      paper({"--parallel.pp", "4", "--model.transpoints", "0,0,0,0,0,T", "--model.num_layers", "12"});
+  const std::vector<Stage> stages = plan_stages(config, Machine::builtin_cpu());
+  ASSERT_EQ(stages.size(), 4U);
+  EXPECT_EQ(stages.front().begin, 0);
+  EXPECT_EQ(stages.back().end, 12);
+  std::int64_t with_attention = 0, most = 0;
+  for (const Stage& stage : stages) {
+    most = std::max(most, stage.end - stage.begin);
+    if (stage.begin <= 10 && 10 < stage.end) with_attention = stage.end - stage.begin;
+  }
+  EXPECT_LT(with_attention, most);
+  EXPECT_EQ(make_plan(config, 4, Machine::builtin_cpu()).stages, stages);
+}
+
+TEST(Plan, StepIsTheSumOfItsParts) {
+  const Plan plan = make_plan(paper({"--parallel.tp", "2", "--parallel.cp", "2", "--parallel.pp", "4",
+                                     "--parallel.virtual_stages", "2"}),
+                              32, Machine::builtin_h200());
+  EXPECT_EQ(plan.config.parallel.dp, 2);
+  EXPECT_EQ(plan.schedule.micro_batches, 256);
+  const StepTime& t = plan.step;
+  EXPECT_NEAR(t.compute + t.tp + t.cp + t.pp, plan.timeline.seconds, 1e-9);
+  EXPECT_NEAR(plan.tokens_per_second, 1024 * 8192 / t.total(), 1e-3);
+  for (const double part : {t.compute, t.tp, t.cp, t.pp, t.optimizer}) EXPECT_GT(part, 0);
+}
+
+TEST(Plan, OneRankSaysNothingToOthers) {
+  const StepTime t = make_plan(small(), 1, Machine::builtin_cpu()).step;
+  EXPECT_EQ(t.tp + t.cp + t.dp, 0);
+  EXPECT_NEAR(t.pp, 0, 1e-9);
+}
+
+TEST(Plan, MoreOfEverythingTakesLessTime) {
+  const auto seconds = [](std::vector<std::string> overrides, int ranks) {
+    return make_plan(paper(std::move(overrides)), ranks, Machine::builtin_h200()).step.total();
+  };
+  const double one = seconds({}, 1);
+  EXPECT_NEAR(one / seconds({}, 8), 8, 0.3) << "data parallel";
+  // Communication counts as exposed, and in float32 beside the built-in H200's bfloat16 products.
+  EXPECT_GT(one / seconds({"--parallel.cp", "8"}, 8), 3);
+  EXPECT_GT(one / seconds({"--parallel.tp", "8"}, 8), 1.5);
+  EXPECT_GT(one / seconds({"--parallel.pp", "8"}, 8), 5);
+  EXPECT_LT(seconds({"--model.transpoints", "mamba"}, 1), seconds({"--model.transpoints", "transformer"}, 1));
+}
+
+TEST(Plan, StagesHoldAllParameters) {
+  const Config config = paper({"--parallel.pp", "4", "--model.tie_embeddings", "false"});
+  double sum = 0;
+  for (const Stage& stage : plan_stages(config, Machine::builtin_h200()))
+    sum += stage_parameters(config, stage);
+  EXPECT_EQ(static_cast<std::int64_t>(sum), parameter_count(config.model));
+  EXPECT_EQ(static_cast<std::int64_t>(stage_parameters(paper(), Stage{0, 24, true, true})),
+            parameter_count(paper().model))
+      << "tied, on one stage: once";
+}
+
+TEST(Plan, MemoryFallsWithEveryAxis) {
+  const auto worst = [](std::vector<std::string> overrides, int ranks) {
+    Memory most;
+    for (const Memory& m : make_plan(paper(std::move(overrides)), ranks, Machine::builtin_h200()).memory)
+      if (m.total() > most.total()) most = m;
+    return most;
+  };
+  const Memory one = worst({}, 1);
+  EXPECT_EQ(one.parameters, 4.0 * static_cast<double>(parameter_count(paper().model)));
+  EXPECT_EQ(one.optimizer, 2 * one.parameters);
+  EXPECT_NEAR(worst({}, 4).optimizer, one.optimizer / 4, 1);
+  EXPECT_LT(worst({"--parallel.tp", "4"}, 4).activations, 0.3 * one.activations);
+  EXPECT_LT(worst({"--parallel.cp", "4"}, 4).activations, 0.3 * one.activations);
+  EXPECT_LT(worst({"--parallel.pp", "4"}, 4).parameters, 0.5 * one.parameters);
+  // The first of 4 stages holds 4 micro-batches of a quarter of the layers.
+  EXPECT_GT(worst({"--parallel.pp", "4"}, 4).activations, 0.6 * one.activations);
+}
+
+TEST(Plan, NeedsAVocabulary) {
+  EXPECT_THAT(error_of([] { make_plan(parse_config("", {}), 1, Machine::builtin_cpu()); }),
+              AllOf(HasSubstr("[plan]"), HasSubstr("model.vocab_size")));
+}
+
+TEST(Plan, PrintsWhatAPersonAsks) {
+  const std::string text =
+      print(make_plan(small({"--parallel.pp", "2", "--parallel.cp", "2"}), 8, Machine::builtin_cpu()));
+  for (const char* part :
+       {"mesh      8 ranks = tp 1 x cp 2 x dp 2 x pp 2", "context layout: balanced", "[embedding]", "[head]",
+        "contiguous", "memory", "tokens/s", "pipeline:", "rank 1 |"})
+    EXPECT_THAT(text, HasSubstr(part));
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) EXPECT_LE(line.size(), 160U) << line;
+}
+
+}  // namespace
+}  // namespace transmamba

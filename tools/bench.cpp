@@ -1,0 +1,90 @@
+// transmamba bench: measures this machine, for plans and for the balance of layouts and stages.
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <array>
+#include <fstream>
+
+#include "launch/measure.h"
+#include "launch/session.h"
+#include "tools/commands.h"
+
+namespace transmamba {
+namespace {
+
+constexpr auto kUsage =
+    "usage: transmamba bench --quick [--output FILE] [--dtype TYPE] [--threads N] [--section.key value "
+    "...]\n\n"
+    "Measures every kernel of a model at a few sizes, in about 20 seconds, and fits what each costs. Beside "
+    "the fit\n"
+    "it prints sizes that were not fitted, measured and predicted. The file is for --parallel.machine and\n"
+    "`transmamba plan --machine`.\n\n"
+    "  --quick         the one kind of measurement there is\n"
+    "  --output FILE   where to write the numbers (default machine.json)\n"
+    "  --dtype TYPE    float32 or float64; the same as --train.dtype\n"
+    "  --threads N     cores a rank will have; the same as --train.threads\n"
+    "  --section.key   the model's shape, e.g. --model.hidden_size 512 --train.seq_len 2048\n";
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown host";
+}
+
+std::string processor() {
+  std::ifstream in("/proc/cpuinfo");
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with("model name") && line.find(": ") != std::string::npos)
+      return line.substr(line.find(": ") + 2);
+  return "CPU";
+}
+
+}  // namespace
+
+int bench(Process& process, std::vector<std::string> arguments) {
+  if (arguments.empty() || is_help(arguments[0])) return print_usage(process, kUsage, arguments);
+  bool quick = false;
+  std::string output = "machine.json";
+  std::vector<std::string> overrides;
+  for (std::size_t i = 0; i < arguments.size(); ++i) {
+    const std::string& word = arguments[i];
+    const auto value = [&] {
+      check(i + 1 < arguments.size(), "bench", "{} needs a value", word);
+      return arguments[++i];
+    };
+    if (word == "--quick")
+      quick = true;
+    else if (word == "--output")
+      output = value();
+    else if (word == "--dtype")
+      overrides.insert(overrides.end(), {"--train.dtype", value()});
+    else if (word == "--threads")
+      overrides.insert(overrides.end(), {"--train.threads", value()});
+    else
+      overrides.push_back(word);
+  }
+  check(quick, "bench", "expected --quick, the one kind of measurement there is");
+  const Config config = parse_config("", overrides);
+  Session session(config.train);
+  const Context& context = session.context();
+
+  std::vector<FitCheck> checks;
+  Machine machine = measure_machine(context, config, 0.15, checks);
+  machine.name = host_name();
+  machine.measured_on =
+      fmt::format("{}, {} threads, hidden {}, {} heads of {} and {}, {} tokens", processor(),
+                  context.stream.threads, config.model.hidden_size, config.model.num_heads,
+                  config.model.qk_head_dim, config.model.v_head_dim, config.train.seq_len);
+  machine.save(output);
+
+  fmt::print("{:<48} {:>10} {:>10} {:>8}\n", "sizes that were not fitted", "measured", "predicted", "off by");
+  for (const FitCheck& c : checks)
+    fmt::print("{:<48} {:>7.1f} us {:>7.1f} us {:>+6.0f} %\n", c.what, 1e6 * c.measured, 1e6 * c.predicted,
+               100 * (c.predicted / c.measured - 1));
+  fmt::print(
+      "\nmatrix products: up to {:.1f} GFLOP/s\nlinks between ranks: built-in numbers, not measured\n"
+      "written to {}; use it with --parallel.machine {}\n",
+      machine.gemm_flop > 0 ? 1e-9 / machine.gemm_flop : 0, output, output);
+  return 0;
+}
+
+}  // namespace transmamba
