@@ -64,7 +64,7 @@ struct Rank {
         config(c),
         context{{}, c.train.dtype == "float64" ? DType::f64 : DType::f32, &memory},
         mesh(world, config.parallel),
-        engine(config, testing::place(config, mesh), context) {}
+        engine(config, place(config, mesh), context) {}
 
   void load(const fs::path& folder) {
     const Checkpoint checkpoint = open_checkpoint(world, folder);
