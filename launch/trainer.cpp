@@ -31,9 +31,9 @@ Trainer::Trainer(Config config, Session& session, Communicator& world)
   mesh_ = std::make_unique<Mesh>(world_, config_.parallel);
   engine_ = std::make_unique<Engine>(config_, place(config_, *mesh_), session_.context());
   resume();
+  if (!config_.checkpoint.path.empty()) prepare_checkpoints(world_, config_.checkpoint);
   agree(world_, "start", [&] {
     if (!speaks()) return;
-    if (!config_.checkpoint.path.empty()) prepare_checkpoints(config_.checkpoint);
     std::filesystem::path metrics = config_.log.metrics;
     if (metrics.empty() && !config_.checkpoint.path.empty())
       metrics = config_.checkpoint.path / "metrics.jsonl";
@@ -81,14 +81,14 @@ void Trainer::resume() {
   const CheckpointConfig& c = config_.checkpoint;
   if (c.resume == "auto") {
     std::string first_problem;
-    for (const std::filesystem::path& folder : list_checkpoints(c.path)) {
+    for (const std::filesystem::path& folder : list_checkpoints(world_, c.path)) {
       const auto pass_over = [&](const Error& error) {  // damaged: there may be an older one
         if (first_problem.empty()) first_problem = error.what();
-        fmt::print(stderr, "warning: {} is passed over: {}\n", folder.string(), error.what());
+        if (speaks()) fmt::print(stderr, "warning: {} is passed over: {}\n", folder.string(), error.what());
       };
       std::optional<Checkpoint> found;
       try {
-        found.emplace(folder);
+        found.emplace(open_checkpoint(world_, folder));
       } catch (const Error& error) {
         pass_over(error);
         continue;
@@ -104,7 +104,7 @@ void Trainer::resume() {
           "{}: none of the checkpoints can be read, the newest because of {}; move them away to start anew",
           c.path.string(), first_problem);
   } else if (c.resume != "none") {
-    const Checkpoint checkpoint(c.resume);
+    const Checkpoint checkpoint = open_checkpoint(world_, c.resume);
     check_fits(checkpoint);
     take_over(checkpoint);
     return;
@@ -121,8 +121,7 @@ void Trainer::check_fits(const Checkpoint& checkpoint) const {
 }
 
 void Trainer::take_over(const Checkpoint& checkpoint) {
-  checkpoint.load_parameters(engine_->model().parameters());
-  checkpoint.load_optimizer(engine_->model().parameters(), engine_->optimizer());
+  load_checkpoint(world_, checkpoint, engine_->model().parameters(), engine_->optimizer());
   state_ = checkpoint.state();
   if (speaks()) fmt::print("resumed from {} after step {}\n", checkpoint.folder().string(), state_.step);
 }
@@ -188,7 +187,8 @@ double Trainer::validate() {
 
 void Trainer::save() {
   const auto start = Clock::now();
-  save_checkpoint(config_.checkpoint, state_, config_,
+  engine_->finish();
+  save_checkpoint(world_, config_.checkpoint, state_, config_,
                   {data_.training->tokenizer(), data_.training->tokenizer_model()},
                   engine_->model().parameters(), engine_->optimizer());
   if (log_)

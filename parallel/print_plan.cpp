@@ -101,12 +101,12 @@ std::string step(const Plan& plan) {
       text += fmt::format("          {:<9} {:>5.1f} %  {:>9}  {}\n", name, 100 * seconds / total,
                           duration(seconds), what);
   };
-  part("compute", t.compute, "");
+  part("compute", t.compute, "kernels, mean over pipeline ranks");
   part("tp", t.tp, "all-gathers and reduce-scatters around layers");
   part("cp", t.cp, "keys and values, summaries, halos");
   part("pp", t.pp, "bubble, uneven stages and transfers");
   part("dp", t.dp, "gradients and parameters, beyond what passes cover");
-  part("optimizer", t.optimizer, "");
+  part("optimizer", t.optimizer, "AdamW on this rank's share");
   return text;
 }
 

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "core/machine.h"
+#include "launch/process.h"
 #include "tests/core/files.h"
 #include "tools/commands.h"
 
@@ -15,8 +16,9 @@ using ::testing::HasSubstr;
 
 std::string printed(std::vector<std::string> words) {
   words.insert(words.begin(), std::string(TRANSMAMBA_SOURCE_DIR) + "/configs/transmamba-400m.cfg");
+  Process process;
   ::testing::internal::CaptureStdout();
-  EXPECT_EQ(plan(words), 0);
+  EXPECT_EQ(plan(process, words), 0);
   return ::testing::internal::GetCapturedStdout();
 }
 
@@ -35,15 +37,16 @@ TEST(PlanCommand, TakesAMachineFile) {
 }
 
 TEST(PlanCommand, SaysWhatIsMissing) {
+  Process process;
   const std::string config = std::string(TRANSMAMBA_SOURCE_DIR) + "/configs/transmamba-400m.cfg";
-  EXPECT_THAT(error_of([&] { plan({config}); }), HasSubstr("--ranks N"));
-  EXPECT_THAT(error_of([&] { plan({config, "--ranks"}); }), HasSubstr("needs a value"));
-  EXPECT_THAT(error_of([&] { plan({config, "--ranks", "many"}); }), HasSubstr("\"many\""));
+  EXPECT_THAT(error_of([&] { plan(process, {config}); }), HasSubstr("--ranks N"));
+  EXPECT_THAT(error_of([&] { plan(process, {config, "--ranks"}); }), HasSubstr("needs a value"));
+  EXPECT_THAT(error_of([&] { plan(process, {config, "--ranks", "many"}); }), HasSubstr("\"many\""));
   EXPECT_THAT(error_of([&] {
-                plan({config, "--ranks", "2", "--parallel.machine", "/nowhere.json"});
+                plan(process, {config, "--ranks", "2", "--parallel.machine", "/nowhere.json"});
               }),
               HasSubstr("/nowhere.json"));
-  EXPECT_THAT(error_of([&] { bench({"--output", "/nowhere/m.json"}); }), HasSubstr("--quick"));
+  EXPECT_THAT(error_of([&] { bench(process, {"--output", "/nowhere/m.json"}); }), HasSubstr("--quick"));
 }
 
 }  // namespace
