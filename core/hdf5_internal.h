@@ -114,7 +114,7 @@ struct Hdf5File::Impl {
   /// Reads a block of a virtual dataset from its sources. False, having read nothing, where it is none or not
   /// made of whole datasets as write_virtual() makes it.
   bool read_pieces(const std::string& name, const Extents& offset, const View& out) const;
-  const Hdf5File& source(const std::string& file, const std::string& name) const;
+  const Hdf5File& source(const std::string& file_name, const std::string& name) const;
   void read(const std::string& name, const Extents* offset, const Extents& extent, hid_t type,
             void* out) const;
   void write(const std::string& name, const Extents& shape, hid_t type, const void* values);

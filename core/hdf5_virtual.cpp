@@ -170,13 +170,14 @@ bool is_whole(hid_t space, const std::vector<std::int64_t>& shape) {
 
 }  // namespace
 
-const Hdf5File& Hdf5File::Impl::source(const std::string& file, const std::string& name) const {
+const Hdf5File& Hdf5File::Impl::source(const std::string& file_name, const std::string& name) const {
   constexpr std::size_t kMostOpen = 32;  // of a thousand that a process may have
-  const auto found = open_sources.find(file);
+  const auto found = open_sources.find(file_name);
   if (found != open_sources.end()) return found->second;
   if (open_sources.size() == kMostOpen) open_sources.clear();
   try {
-    return open_sources.emplace(file, Hdf5File::open(file == "." ? path : path.parent_path() / file))
+    return open_sources
+        .emplace(file_name, Hdf5File::open(file_name == "." ? path : path.parent_path() / file_name))
         .first->second;
   } catch (const Error& error) {
     fail("hdf5", "{}: {}: a part of it is in another file: {}", path.string(), name, error.what());

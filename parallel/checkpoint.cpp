@@ -198,14 +198,6 @@ void prepare_checkpoints(Communicator& world, const CheckpointConfig& where) {
   });
 }
 
-void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config,
-                     const TokenizerSource& tokenizer, const ParameterStore& store,
-                     const Optimizer& optimizer) {
-  save_checkpoint(*self_communicator(), where, state, config, tokenizer, store, optimizer);
-}
-
-void prepare_checkpoints(const CheckpointConfig& where) { prepare_checkpoints(*self_communicator(), where); }
-
 std::vector<fs::path> list_checkpoints(const fs::path& root, std::int64_t after) {
   std::vector<fs::path> folders;
   for (fs::path& entry : entries_of(root))
@@ -218,10 +210,13 @@ std::vector<fs::path> list_checkpoints(const fs::path& root, std::int64_t after)
 
 Checkpoint::Checkpoint(const fs::path& folder, int rank, int ranks)
     : folder_(folder), index_([&] {
-        check(fs::is_directory(folder), kWhere, "{}: expected a checkpoint folder, found {}", folder.string(),
-              fs::exists(folder) ? "a file" : "nothing");
-        check(fs::exists(folder / "index.h5"), kWhere, "{}: not a whole checkpoint: index.h5 is missing{}",
-              folder.string(),
+        std::error_code error;
+        const fs::file_type type = fs::status(folder, error).type();
+        check(type != fs::file_type::none, kWhere, "{}: {}", folder.string(), error.message());
+        check(type == fs::file_type::directory, kWhere, "{}: expected a checkpoint folder, found {}",
+              folder.string(), type == fs::file_type::not_found ? "nothing" : "a file");
+        check(fs::exists(folder / "index.h5", error), kWhere,
+              "{}: not a whole checkpoint: index.h5 is missing{}", folder.string(),
               list_checkpoints(folder).empty() ? "" : "; name one of the step_ folders in it");
         return open_index(folder);
       }()) {

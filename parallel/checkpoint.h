@@ -97,10 +97,4 @@ std::vector<std::filesystem::path> list_checkpoints(const std::filesystem::path&
 std::vector<std::filesystem::path> list_checkpoints(Communicator& world, const std::filesystem::path& root,
                                                     std::int64_t after = -1);
 
-// Of runs of one rank.
-void save_checkpoint(const CheckpointConfig& where, const TrainState& state, const Config& config,
-                     const TokenizerSource& tokenizer, const ParameterStore& store,
-                     const Optimizer& optimizer);
-void prepare_checkpoints(const CheckpointConfig& where);
-
 }  // namespace transmamba

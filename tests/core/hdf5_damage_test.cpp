@@ -53,6 +53,38 @@ TEST(Hdf5File, SaysWhatIsWrongWithAFile) {
               HasSubstr("reading only"));
 }
 
+TEST(Hdf5File, NamesTheSourceOfAVirtualDatasetThatIsAnother) {
+  const Folder folder;
+  const auto write = [&](const std::string& name, const std::string& dataset, std::int64_t count) {
+    Hdf5File file = Hdf5File::create(folder / name);
+    file.write(dataset, counted<float>(count));
+    file.close();
+  };
+  write("a.h5", "w", 100), write("b.h5", "w", 100);
+  {
+    Hdf5File index = Hdf5File::create(folder / "index.h5");
+    index.write_virtual("w", {200}, DType::f32, {{"a.h5", "w", {0}, {100}}, {"b.h5", "w", {100}, {100}}});
+    index.close();
+  }
+  std::vector<float> out(50);
+  const View view(reinterpret_cast<std::byte*>(out.data()), DType::f32, {50});
+  const auto reading = [&](std::int64_t from) {
+    return error_of([&] { Hdf5File::open(folder / "index.h5").read("w", {from}, view); });
+  };
+  std::string bytes = slurp(folder / "b.h5");
+  bytes[bytes.find(std::string("\0\0\x80\x3f\0\0\0\x40", 8))] = 1;  // of its first two numbers, 1 and 2
+  spill(folder / "b.h5", bytes);
+  EXPECT_THAT(reading(80), AllOf(HasSubstr("b.h5"), HasSubstr("w: cannot be read")));
+  Hdf5File::open(folder / "index.h5").read("w", {50}, view);  // needs the other only
+  EXPECT_EQ(out.front(), 51);
+  write("b.h5", "w", 101);
+  EXPECT_THAT(reading(80), AllOf(HasSubstr("b.h5"), HasSubstr("another shape")));
+  write("b.h5", "x", 100);
+  EXPECT_THAT(reading(80), AllOf(HasSubstr("b.h5"), HasSubstr("no dataset w")));
+  std::filesystem::remove(folder / "b.h5");
+  EXPECT_THAT(reading(80), AllOf(HasSubstr("b.h5"), HasSubstr("no such file")));
+}
+
 TEST(Hdf5File, NoticesAnyFlippedByte) {
   const Folder folder;
   const auto values = counted<float>(100);

@@ -292,13 +292,14 @@ TEST_F(CheckpointTest, SaysBeforeTheRunThatItCannotSave) {
   spill(folder / "file", "");
   CheckpointConfig where;
   where.path = folder / "file/checkpoints";
-  EXPECT_THAT(error_of([&] { prepare_checkpoints(where); }),
+  EXPECT_THAT(error_of([&] { prepare_checkpoints(*self_communicator(), where); }),
               AllOf(HasSubstr("checkpoint.path"), HasSubstr("Not a directory")));
   where.path = "/proc/checkpoints";
-  EXPECT_THAT(error_of([&] { prepare_checkpoints(where); }), HasSubstr("/proc/checkpoints"));
+  EXPECT_THAT(error_of([&] { prepare_checkpoints(*self_communicator(), where); }),
+              HasSubstr("/proc/checkpoints"));
   where.path = folder / "a/b";
-  prepare_checkpoints(where);
-  prepare_checkpoints(where);
+  prepare_checkpoints(*self_communicator(), where);
+  prepare_checkpoints(*self_communicator(), where);
   EXPECT_TRUE(names_in(folder / "a/b").empty());
 }
 

@@ -61,7 +61,8 @@ class SmallRun {
             const TokenizerSource& tokenizer = {"bytes", ""}) const {
     CheckpointConfig where;
     where.path = root, where.keep = keep;
-    save_checkpoint(where, {step, 10 * step}, config, tokenizer, model.parameters(), optimizer);
+    save_checkpoint(*self_communicator(), where, {step, 10 * step}, config, tokenizer, model.parameters(),
+                    optimizer);
   }
   void load(const std::filesystem::path& folder) {
     const Checkpoint checkpoint(folder);
