@@ -34,9 +34,9 @@ bad_mesh(2, "pp=2 virtual_stages=5", "2 x 5 = 10 stages", "model.num_layers = 4"
 bad_mesh(2, "virtual_stages=2", "virtual_stages = 2", "parallel.pp = 1", "pp above 1")
 
 # ---- tokens, sequences, micro-batches
-bad_mesh(2, "cp=2 cp_layout=contiguous", "seq_len = 33", "32", "34", more=["--train.seq_len", 33])
-bad_mesh(2, "cp=2 cp_layout=balanced", "seq_len = 33", "32", "34", more=["--train.seq_len", 33])
-bad_mesh(2, "cp=2 cp_layout=zigzag", "seq_len = 34", "32", "36", more=["--train.seq_len", 34])
+bad_mesh(2, "cp=2 cp_layout=contiguous", "33 is no multiple of 2", "32 and 34", "nearest cp: 1 and 3", more=["--train.seq_len", 33])
+bad_mesh(2, "cp=2 cp_layout=balanced", "33 is no multiple of 2", "32 and 34", "nearest cp: 1 and 3", more=["--train.seq_len", 33])
+bad_mesh(2, "cp=2 cp_layout=zigzag", "34 is no multiple of 2 x 2", "32 and 36", more=["--train.seq_len", 34])
 bad_mesh(2, "cp=2 cp_layout=striped cp_chunk=5", "seq_len = 32", "5", "30", "40")
 bad_mesh(2, "dp=2", "train.global_batch = 2", "2 x 2 = 4", "would do: 4")
 bad_mesh(2, "pp=2 virtual_stages=2", "groups of parallel.pp = 2", "= 1 of them", "would do: 4")
@@ -52,10 +52,10 @@ for folder in [here, there]:
     folder.mkdir()
     shutil.copy(config, folder)
 shutil.copy("tokens.h5", here)
-at = lambda folder: ["--wdir", folder]
-bad_apart((at(here), train), (at(there), train), "rank 1: ", "tokens.h5", "no such file")
+apart = [(["--wdir", folder], [*train, *keys("tp=2")]) for folder in [here, there]]
+bad_apart(*apart, "rank 1: ", "tokens.h5", "no such file")
 make_data(300, there / "tokens.h5")
-bad_apart((at(here), train), (at(there), train), "ranks 0 and 1", "tokens.h5", "different")
+bad_apart(*apart, "data.path = tokens.h5", "ranks 0 and 1", "different")
 
 # ---- machine files
 machine = lambda path: ["--parallel.machine", path, *keys("cp=2")]
