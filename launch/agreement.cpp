@@ -37,4 +37,17 @@ void check_same_configuration(Communicator& world, const Config& config) {
           config.parallel.machine.string(), rank);
 }
 
+void check_same_data(Communicator& world, const TokenDataset& training, const TokenDataset* validation) {
+  const auto describe = [](const TokenDataset& data) {
+    return fmt::format("{} tokens of {} ids", data.size(), data.vocab_size());
+  };
+  std::string mine = describe(training);
+  if (validation)
+    mine += fmt::format(", for validation {} in {}", describe(*validation), validation->path().string());
+  const std::vector<std::string> all = gather_text(world, "data", mine);
+  for (std::size_t rank = 1; rank < all.size(); ++rank)
+    check(all[rank] == all[0], "data", "data.path = {}: ranks 0 and {} see different files: {}; and {}",
+          training.path().string(), rank, all[0], all[rank]);
+}
+
 }  // namespace transmamba

@@ -17,6 +17,14 @@ struct TrafficLine {
   double longest_exposed = 0;       ///< of the rank that waited longest
 };
 
+/// What all ranks did in a step, on average.
+struct TrafficSummary {
+  int ranks = 0;
+  std::int64_t steps = 0;
+  double seconds_per_step = 0;     ///< mean over ranks
+  std::vector<TrafficLine> lines;  ///< those with most exposed time first
+};
+
 /// Adds up a rank's traffic while it trains.
 class TrafficReport {
  public:
@@ -24,10 +32,7 @@ class TrafficReport {
   void restart() { world_.recorder().reset(); }  ///< what was said since the last step does not count
   void add_step(double seconds);
 
-  /// A collective call: the lines of all ranks together, those with most exposed time first.
-  std::vector<TrafficLine> lines() const;
-  double seconds_per_step() const { return steps_ > 0 ? seconds_ / static_cast<double>(steps_) : 0; }
-  std::int64_t steps() const { return steps_; }
+  TrafficSummary summary() const;  ///< a collective call
 
  private:
   Communicator& world_;
@@ -36,9 +41,8 @@ class TrafficReport {
   double seconds_ = 0;
 };
 
-std::string format_table(const std::vector<TrafficLine>& lines, double seconds_per_step);
+std::string format_table(const TrafficSummary& summary);
 /// Throws Error where it cannot be written.
-void write_json(const std::filesystem::path& path, const std::vector<TrafficLine>& lines,
-                double seconds_per_step, std::int64_t steps, int ranks);
+void write_json(const std::filesystem::path& path, const TrafficSummary& summary);
 
 }  // namespace transmamba

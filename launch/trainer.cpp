@@ -26,7 +26,8 @@ Trainer::Trainer(Config config, Session& session, Communicator& world)
     : config_(std::move(config)), session_(session), world_(world), traffic_(world) {
   config_.validate_training();
   check_same_configuration(world_, config_);
-  open_data();
+  agree(world_, "data", [&] { open_data(); });
+  check_same_data(world_, *data_.training, data_.validation.get());
   config_.parallel = resolve_parallel(config_, world_.size());
   mesh_ = std::make_unique<Mesh>(world_, config_.parallel);
   engine_ = std::make_unique<Engine>(config_, place(config_, *mesh_), session_.context());
@@ -198,14 +199,14 @@ void Trainer::save() {
 
 void Trainer::report_communication() {
   if (world_.size() == 1) return;
-  const std::vector<TrafficLine> lines = traffic_.lines();
+  const TrafficSummary summary = traffic_.summary();
   agree(world_, "report", [&] {
     if (!speaks()) return;
-    log_->note(fmt::format("\n{}", format_table(lines, traffic_.seconds_per_step())));
+    log_->note(fmt::format("\n{}", format_table(summary)));
     std::filesystem::path path = config_.log.communication;
     if (path.empty() && !config_.checkpoint.path.empty())
       path = config_.checkpoint.path / "communication.json";
-    if (!path.empty()) write_json(path, lines, traffic_.seconds_per_step(), traffic_.steps(), world_.size());
+    if (!path.empty()) write_json(path, summary);
   });
 }
 
