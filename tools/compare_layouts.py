@@ -72,7 +72,7 @@ def compare(a, keys, folder):
     predicted = {layout: predictions(a, keys, layout) for layout in LAYOUTS}
     seconds, waited = {layout: [] for layout in LAYOUTS}, {layout: [] for layout in LAYOUTS}
     for turn in range(a.rounds):
-        for layout in LAYOUTS if turn % 2 == 0 else LAYOUTS[::-1]:
+        for layout in LAYOUTS[turn % 4:] + LAYOUTS[:turn % 4]:
             metrics, traffic = folder / f"{layout}-{turn}.jsonl", folder / f"{layout}-{turn}.json"
             run(*mpirun, "train", a.config, *keys, "--parallel.cp_layout", layout, "--train.steps", a.steps + 1,
                 "--data.path", folder / "tokens.h5", "--log.metrics", metrics, "--log.communication", traffic)
