@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
-#include <functional>
 
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
@@ -25,8 +23,14 @@ constexpr std::int64_t kMostTokens = 2048;  // larger sizes are on the same line
 
 class Bench {
  public:
-  Bench(const Context& context, const Config& config, double seconds, std::vector<FitCheck>& checks)
-      : context_(context), stream_(context.stream), m_(config.model), seconds_(seconds), checks_(checks) {
+  Bench(const Context& context, const Config& config, Communicator& world, double seconds,
+        std::vector<FitCheck>& checks)
+      : context_(context),
+        stream_(context.stream),
+        m_(config.model),
+        world_(world),
+        seconds_(seconds),
+        checks_(checks) {
     if (m_.vocab_size == 0) m_.vocab_size = 256;
     const std::int64_t most = std::min(config.train.seq_len, kMostTokens);
     // The second size is not fitted but predicted.
@@ -58,23 +62,7 @@ class Bench {
   };
   using At = std::function<Point(std::int64_t)>;
 
-  /// Least time of several runs: what disturbs a run only makes it longer.
-  double time(const std::function<void()>& kernel) const {
-    using Clock = std::chrono::steady_clock;
-    const auto since = [](Clock::time_point start) {
-      return std::chrono::duration<double>(Clock::now() - start).count();
-    };
-    kernel();
-    double best = 1e300;
-    const auto start = Clock::now();
-    for (int runs = 0; runs < 3 || since(start) < seconds_; ++runs) {
-      const auto begin = Clock::now();
-      kernel();
-      best = std::min(best, since(begin));
-      if (since(start) > 20 * seconds_) break;
-    }
-    return std::max(best, 1e-9);
-  }
+  double time(const std::function<void()>& kernel) const { return time_together(world_, kernel, seconds_); }
 
   void measure(const char* name, OpCost& cost, const At& at) {
     std::vector<std::vector<double>> rows, rows_back;
@@ -326,6 +314,7 @@ class Bench {
   const Context& context_;
   const Stream& stream_;
   ModelConfig m_;
+  Communicator& world_;
   double seconds_;
   std::vector<FitCheck>& checks_;
   std::array<std::int64_t, 3> tokens_{};
@@ -333,11 +322,11 @@ class Bench {
 
 }  // namespace
 
-Machine measure_machine(const Context& context, const Config& config, double seconds,
+Machine measure_machine(const Context& context, const Config& config, Communicator& world, double seconds,
                         std::vector<FitCheck>& checks) {
-  Machine machine = Machine::builtin_cpu();  // links are not measured here
+  Machine machine = Machine::builtin_cpu();
   machine.dtype = config.train.dtype;
-  Bench(context, config, seconds, checks).run(machine);
+  Bench(context, config, world, seconds, checks).run(machine);
   return machine;
 }
 

@@ -1,13 +1,15 @@
-// Measures what core/machine.h asks for, on this rank's cores: each kernel at a few sizes of a model, fitted
-// by its cost per call and per unit of work, and tried on sizes that were not fitted.
+// Measures what core/machine.h asks for: each kernel at a few sizes of a model and each collective at a few
+// sizes, fitted by its cost per call and per unit of work, and tried on sizes that were not fitted.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "core/config.h"
 #include "core/machine.h"
 #include "core/tensor.h"
+#include "parallel/comm/communicator.h"
 
 namespace transmamba {
 
@@ -17,10 +19,24 @@ struct FitCheck {
   double measured = 0, predicted = 0;  ///< seconds
 };
 
-/// Shapes are `config.model`'s (vocab_size 0 stands for 256) on up to train.seq_len tokens, at most 2048.
-/// Takes about 100 times `seconds` for shapes whose kernels are quick. Links are the built-in ones.
-Machine measure_machine(const Context& context, const Config& config, double seconds,
+/// Kernels, on all ranks of `world` at once, as in training: they share a host's cores and its memory's
+/// bandwidth. Shapes are `config.model`'s (vocab_size 0 stands for 256) on up to train.seq_len tokens, at
+/// most 2048. Takes about 110 times `seconds` for shapes whose kernels are quick. Links are the built-in
+/// ones. A collective call; all ranks get the same numbers.
+Machine measure_machine(const Context& context, const Config& config, Communicator& world, double seconds,
                         std::vector<FitCheck>& checks);
+
+/// Measures messages of 1 KiB to 16 MiB within rank 0's host and, where there are several hosts, between all
+/// ranks, into `machine.within_host` and `.between_hosts`. What has only one rank stays as it is. `host`: a
+/// name that ranks of one host share. Gives a line about which links were measured. A collective call; rank
+/// 0's numbers count. Takes about 20 times `seconds` for each of both.
+std::string measure_links(const Context& context, Communicator& world, const std::string& host,
+                          double seconds, Machine& machine, std::vector<FitCheck>& checks);
+
+/// Seconds that `work` takes when all ranks of `group` do it at once, for about `seconds` in all: the least
+/// mean of several rounds, on the rank where that is most. A collective call, the same on all ranks; `work`
+/// may make collective calls.
+double time_together(Communicator& group, const std::function<void()>& work, double seconds);
 
 /// Coefficients >= 0 with sum_j coefficient[j] rows[i][j] close to seconds[i], in squares of relative errors.
 /// At most 3 columns.

@@ -3,27 +3,34 @@
 #include <unistd.h>
 
 #include <array>
+#include <charconv>
 #include <fstream>
 
 #include "launch/measure.h"
 #include "launch/session.h"
+#include "parallel/comm/agree.h"
 #include "tools/commands.h"
 
 namespace transmamba {
 namespace {
 
 constexpr auto kUsage =
-    "usage: transmamba bench --quick [--output FILE] [--dtype TYPE] [--threads N] [--section.key value "
-    "...]\n\n"
-    "Measures every kernel of a model at a few sizes, in about 20 seconds, and fits what each costs. Beside "
-    "the fit\n"
-    "it prints sizes that were not fitted, measured and predicted. The file is for --parallel.machine and\n"
-    "`transmamba plan --machine`.\n\n"
-    "  --quick         the one kind of measurement there is\n"
-    "  --output FILE   where to write the numbers (default machine.json)\n"
-    "  --dtype TYPE    float32 or float64; the same as --train.dtype\n"
-    "  --threads N     cores a rank will have; the same as --train.threads\n"
-    "  --section.key   the model's shape, e.g. --model.hidden_size 512 --train.seq_len 2048\n";
+    "usage: transmamba bench --quick [--output FILE] [--config CONFIG] [--seconds N] [--dtype TYPE]\n"
+    "                        [--threads N] [--section.key value ...]\n\n"
+    "Measures every kernel of a model at a few sizes, in about 20 seconds, and fits what each costs; started "
+    "by\n"
+    "mpirun or srun, on all ranks at once, and what the ranks' messages cost too. Start as many ranks on a "
+    "host\n"
+    "as a run will have there. Beside the fit it prints sizes that were not fitted, measured and predicted. "
+    "The\n"
+    "file is for --parallel.machine and `transmamba plan --machine`.\n\n"
+    "  --quick          the one kind of measurement there is\n"
+    "  --output FILE    where to write the numbers (default machine.json)\n"
+    "  --config CONFIG  the run whose shapes to measure\n"
+    "  --seconds N      how long to measure, about (default 20)\n"
+    "  --dtype TYPE     float32 or float64; the same as --train.dtype\n"
+    "  --threads N      cores a rank will have; the same as --train.threads\n"
+    "  --section.key    the model's shape, e.g. --model.hidden_size 512 --train.seq_len 2048\n";
 
 std::string host_name() {
   std::array<char, 256> name{};
@@ -38,12 +45,29 @@ std::string processor() {
   return "CPU";
 }
 
+double parse_seconds(const std::string& word) {
+  double seconds = 0;
+  const char* end = word.data() + word.size();
+  const auto [stop, error] = std::from_chars(word.data(), end, seconds);
+  check(error == std::errc() && stop == end && seconds > 0 && seconds <= 86400, "bench",
+        "--seconds: expected a number above 0 and at most 86400, got \"{}\"", word);
+  return seconds;
+}
+
+void print_checks(const std::vector<FitCheck>& checks) {
+  fmt::print("{:<48} {:>10} {:>10} {:>8}\n", "sizes that were not fitted", "measured", "predicted", "off by");
+  for (const FitCheck& c : checks)
+    fmt::print("{:<48} {:>7.1f} us {:>7.1f} us {:>+6.0f} %\n", c.what, 1e6 * c.measured, 1e6 * c.predicted,
+               100 * (c.predicted / c.measured - 1));
+}
+
 }  // namespace
 
 int bench(Process& process, std::vector<std::string> arguments) {
   if (arguments.empty() || is_help(arguments[0])) return print_usage(process, kUsage, arguments);
   bool quick = false;
-  std::string output = "machine.json";
+  std::string output = "machine.json", file;
+  double seconds = 20;
   std::vector<std::string> overrides;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     const std::string& word = arguments[i];
@@ -55,6 +79,10 @@ int bench(Process& process, std::vector<std::string> arguments) {
       quick = true;
     else if (word == "--output")
       output = value();
+    else if (word == "--config")
+      file = value();
+    else if (word == "--seconds")
+      seconds = parse_seconds(value());
     else if (word == "--dtype")
       overrides.insert(overrides.end(), {"--train.dtype", value()});
     else if (word == "--threads")
@@ -63,27 +91,31 @@ int bench(Process& process, std::vector<std::string> arguments) {
       overrides.push_back(word);
   }
   check(quick, "bench", "expected --quick, the one kind of measurement there is");
-  const Config config = parse_config("", overrides);
-  Session session(config.train);
+  const Config config = parse_config(file, overrides);
+  Session session(config.train, process.ranks_on_cores());
   const Context& context = session.context();
+  const auto world = process.world(static_cast<double>(config.parallel.timeout));
 
+  // About 130 measurements, of kernels and of links; each has its warm-up and its memory to fill.
+  const double each = seconds / 130;
   std::vector<FitCheck> checks;
-  Machine machine = measure_machine(context, config, 0.15, checks);
+  Machine machine = measure_machine(context, config, *world, each, checks);
+  const std::string links = measure_links(context, *world, host_name(), each, machine, checks);
   machine.name = host_name();
   machine.measured_on =
-      fmt::format("{}, {} threads, hidden {}, {} heads of {} and {}, {} tokens", processor(),
-                  context.stream.threads, config.model.hidden_size, config.model.num_heads,
-                  config.model.qk_head_dim, config.model.v_head_dim, config.train.seq_len);
-  machine.save(output);
-
-  fmt::print("{:<48} {:>10} {:>10} {:>8}\n", "sizes that were not fitted", "measured", "predicted", "off by");
-  for (const FitCheck& c : checks)
-    fmt::print("{:<48} {:>7.1f} us {:>7.1f} us {:>+6.0f} %\n", c.what, 1e6 * c.measured, 1e6 * c.predicted,
-               100 * (c.predicted / c.measured - 1));
+      fmt::format("{}, {} rank{} of {} thread{}, hidden {}, {} heads of {} and {}, {} tokens; {}",
+                  processor(), world->size(), world->size() == 1 ? "" : "s", context.stream.threads,
+                  context.stream.threads == 1 ? "" : "s", config.model.hidden_size, config.model.num_heads,
+                  config.model.qk_head_dim, config.model.v_head_dim, config.train.seq_len, links);
+  agree(*world, "machine file", [&] {
+    if (world->rank() == 0) machine.save(output);
+  });
+  if (world->rank() != 0) return 0;
+  print_checks(checks);
   fmt::print(
-      "\nmatrix products: up to {:.1f} GFLOP/s\nlinks between ranks: built-in numbers, not measured\n"
-      "written to {}; use it with --parallel.machine {}\n",
-      machine.gemm_flop > 0 ? 1e-9 / machine.gemm_flop : 0, output, output);
+      "\nmatrix products: up to {:.1f} GFLOP/s a rank\n{}\nwritten to {}; use it with --parallel.machine "
+      "{}\n",
+      machine.gemm_flop > 0 ? 1e-9 / machine.gemm_flop : 0, links, output, output);
   return 0;
 }
 

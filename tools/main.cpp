@@ -21,7 +21,7 @@ constexpr std::array<Command, 6> kCommands = {{
     {"verify", verify, false, "check this build against a file of the reference implementation"},
     {"generate", generate, true, "write text with a trained model"},
     {"plan", plan, true, "show how N ranks will share a model, and how long a step will take"},
-    {"bench", bench, true, "measure this machine for plans, layouts and stages"},
+    {"bench", bench, false, "measure this machine for plans, layouts and stages"},
 }};
 
 std::string usage() {

@@ -1,0 +1,80 @@
+// What a plan says a rank's memory will hold, beside what its allocator has held.
+#include <gtest/gtest.h>
+
+#include "parallel/plan.h"
+#include "tests/parallel/worlds.h"
+
+namespace transmamba {
+namespace {
+
+using testing::batch_at;
+
+/// Most bytes that a rank's tensors take in two steps, for each pipeline rank.
+std::vector<double> measured_bytes(const Config& config, int ranks) {
+  const std::int64_t stage = ranks / config.parallel.pp;
+  std::vector<double> peaks(static_cast<std::size_t>(ranks));
+  run_as_threads(ranks, [&](Communicator& world) {
+    Allocator memory;
+    const Context context{{}, DType::f32, &memory};
+    const Mesh mesh(world, config.parallel);
+    Engine engine(config, place(config, mesh), context);
+    engine.model().parameters().initialise(config.train.seed);
+    for (std::int64_t step = 0; step < 2; ++step)
+      engine.step(step, [&](std::int64_t i) {
+        return batch_at(context, config, step, (i * mesh.dp() + mesh.dp_index()) * config.train.micro_batch);
+      });
+    engine.finish();
+    peaks[static_cast<std::size_t>(world.rank())] = static_cast<double>(memory.peak_bytes());
+  });
+  std::vector<double> by_stage(static_cast<std::size_t>(config.parallel.pp));
+  for (std::size_t rank = 0; rank < peaks.size(); ++rank) {
+    double& most = by_stage[rank / static_cast<std::size_t>(stage)];
+    most = std::max(most, peaks[rank]);
+  }
+  return by_stage;
+}
+
+struct Case {
+  const char* name;
+  int ranks;
+  std::vector<std::string> keys;
+};
+
+class PlanMemory : public ::testing::TestWithParam<Case> {};
+
+TEST_P(PlanMemory, IsWithinATenthOfWhatTheAllocatorHeld) {
+  std::vector<std::string> keys{
+      "--model.vocab_size", "256", "--model.hidden_size",     "64",  "--model.num_heads",    "4",
+      "--model.num_layers", "8",   "--model.ffn_hidden_size", "176", "--model.transpoints",  "0,64,T,128",
+      "--train.seq_len",    "256", "--train.micro_batch",     "2",   "--train.global_batch", "8"};
+  keys.insert(keys.end(), GetParam().keys.begin(), GetParam().keys.end());
+  Config config = parse_config("", keys);
+  config.parallel = resolve_parallel(config, GetParam().ranks);
+  const std::vector<Memory> predicted = make_plan(config, GetParam().ranks, machine_of(config)).memory;
+  const std::vector<double> measured = measured_bytes(config, GetParam().ranks);
+  ASSERT_EQ(predicted.size(), measured.size());
+  for (std::size_t rank = 0; rank < measured.size(); ++rank) {
+    const Memory& m = predicted[rank];
+    EXPECT_NEAR(m.total() / measured[rank], 1, 0.1)
+        << "pipeline rank " << rank << ": measured " << measured[rank] << ", predicted " << m.total()
+        << ": parameters " << m.parameters << ", gradients " << m.gradients << ", optimizer " << m.optimizer
+        << ", activations " << m.activations << ", working " << m.working;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Meshes, PlanMemory,
+    ::testing::Values(Case{"one", 1, {}}, Case{"tied", 1, {"--model.tie_embeddings", "true"}},
+                      Case{"mamba", 1, {"--model.transpoints", "mamba"}},
+                      Case{"transformer", 1, {"--model.transpoints", "transformer"}},
+                      Case{"wide_vocabulary", 1, {"--model.vocab_size", "4096"}},
+                      Case{"dp2", 2, {"--parallel.dp", "2"}}, Case{"tp2", 2, {"--parallel.tp", "2"}},
+                      Case{"cp2", 2, {"--parallel.cp", "2"}}, Case{"pp2", 2, {"--parallel.pp", "2"}},
+                      Case{"tp2_cp2", 4, {"--parallel.tp", "2", "--parallel.cp", "2"}},
+                      Case{"cp4_contiguous", 4, {"--parallel.cp", "4", "--parallel.cp_layout", "contiguous"}},
+                      Case{"pp2_virtual", 2, {"--parallel.pp", "2", "--parallel.virtual_stages", "2"}},
+                      Case{"tp2_pp2", 4, {"--parallel.tp", "2", "--parallel.pp", "2"}}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace transmamba
