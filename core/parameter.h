@@ -25,9 +25,9 @@ struct Init {
   static Init log_uniform(double low, double high) { return {Kind::log_uniform, low, high}; }
 };
 
-/// Over which other ranks a gradient must be summed before the ranks that hold the same parameters (data) sum
-/// theirs: with tensor parallelism each rank's norms see its own tokens only, and tied embeddings of a
-/// pipeline are used at both ends.
+/// Over which ranks a gradient must be summed beside those that hold the same parameters (data): with tensor
+/// parallelism each rank's norms see its own tokens only, and tied embeddings of a pipeline are used at both
+/// ends.
 enum class GradientSum : std::uint8_t { none, tp, ends };
 
 /// Weight decay is for matrices: projections, embedding, head. Not norms, convolutions, biases, A_log, D.
@@ -90,7 +90,8 @@ class ParameterStore {
 
   /// Specs of a pack must agree in every local dim but the first.
   Pack add(std::vector<ParameterSpec> specs);
-  /// `parts`: how many data ranks share the optimizer's state. Buckets have `bucket_bytes` or a little more.
+  /// `parts`: how many data ranks share the optimizer's state. Buckets have `bucket_bytes`, and what their last
+  /// pack has more.
   void allocate(const Context& context, std::int64_t bucket_bytes = 25 << 20, int parts = 1);
   void initialise(std::int64_t seed);
   void zero_grad(const Stream& stream);

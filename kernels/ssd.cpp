@@ -99,10 +99,8 @@ void ssd_combine(const SsdCombine& a, const Stream& stream) {
 
 void ssd_combine_backward(const SsdCombineBackward& a, const Stream& stream) {
   const std::string_view op = "ssd_combine_backward";
-  const Shape heads = check_segments(op, a.states, a.log_decay);
-  expect(a.dstates, a.states.shape(), a.states.dtype(), op, "dstates");
-  expect(a.dlocal, a.states.shape(), a.states.dtype(), op, "dlocal");
-  expect(a.dlog_decay, heads, a.states.dtype(), op, "dlog_decay");
+  check_segments(op, a.dstates, a.log_decay);
+  expect(a.dlocal, a.dstates.shape(), a.dstates.dtype(), op, "dlocal");
   run_on(stream, cpu::ssd_combine_backward, cuda::ssd_combine_backward, a);
 }
 

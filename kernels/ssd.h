@@ -69,13 +69,13 @@ struct SsdCombine {
 };
 TRANSMAMBA_KERNEL(ssd_combine, SsdCombine);
 
-/// Gradients of SsdCombine from those of each states[k] by its own use. With adj[s] = 0 and
-/// adj[k] = dstates[k] + exp(log_decay[k]) adj[k+1]:
-///   dlocal[k] = adj[k+1],   dlog_decay[k] = <adj[k+1], exp(log_decay[k]) states[k]>,
-/// both overwritten. dlocal may be dstates. Deterministic.
+/// Gradients of the segments' end states from those of each states[k] by its own use: dlocal[s-1] = 0 and
+/// dlocal[k-1] = dstates[k] + exp(log_decay[k]) dlocal[k], overwritten; may be dstates. Deterministic.
+/// ssd_summary_backward of segment k with state_in = states[k] and dstate_out = dlocal[k] does the rest: it
+/// knows that the state passed through the decays.
 struct SsdCombineBackward {
-  ConstView dstates, log_decay, states;
-  View dlocal, dlog_decay;
+  ConstView dstates, log_decay;
+  View dlocal;
 };
 TRANSMAMBA_KERNEL(ssd_combine_backward, SsdCombineBackward);
 

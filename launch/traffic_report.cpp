@@ -14,8 +14,12 @@
 namespace transmamba {
 
 void TrafficReport::add_step(double seconds) {
-  for (const auto& [key, traffic] : world_.recorder().table()) traffic_[key] += traffic;
   ++steps_, seconds_ += seconds;
+  add_rest();
+}
+
+void TrafficReport::add_rest() {
+  for (const auto& [key, traffic] : world_.recorder().table()) traffic_[key] += traffic;
   restart();
 }
 

@@ -31,6 +31,7 @@ class TrafficReport {
   explicit TrafficReport(Communicator& world) : world_(world) { restart(); }
   void restart() { world_.recorder().reset(); }  ///< what was said since the last step does not count
   void add_step(double seconds);
+  void add_rest();  ///< what the last step left to wait for
 
   TrafficSummary summary() const;  ///< a collective call
 

@@ -169,26 +169,34 @@ Batch Trainer::batch(const TokenDataset& data, const SampleOrder& order, std::in
   return batch;
 }
 
-double Trainer::validate() {
+std::int64_t Trainer::validation_sequences() const {
   const SampleOrder order = SampleOrder::sequential(data_.validation->size(), config_.train.seq_len);
-  const std::int64_t sequences = std::min(config_.train.validate_sequences, order.samples_per_epoch());
+  return std::min(config_.train.validate_sequences, order.samples_per_epoch());
+}
+
+std::vector<Batch> Trainer::validation_batches() const {
+  const SampleOrder order = SampleOrder::sequential(data_.validation->size(), config_.train.seq_len);
+  const std::int64_t sequences = validation_sequences();
   const std::int64_t each = config_.train.micro_batch, all = (sequences + each - 1) / each, dp = mesh_->dp();
   const std::int64_t mine = all / dp + (mesh_->dp_index() < all % dp);  // dealt out in turn
-  std::vector<Batch> batches;  // read before ranks depend on each other, so that bad data fails everywhere
+  std::vector<Batch> batches;
   agree(world_, "validation", [&] {
     for (std::int64_t i = 0; i < mine; ++i) {
       const std::int64_t first = (i * dp + mesh_->dp_index()) * each;
       batches.push_back(batch(*data_.validation, order, first, std::min(each, sequences - first)));
     }
   });
-  const double loss =
-      engine_->evaluate(mine, [&](std::int64_t i) { return batches[static_cast<std::size_t>(i)]; });
-  return loss / static_cast<double>(sequences * config_.train.seq_len);
+  return batches;
+}
+
+double Trainer::validate(const std::vector<Batch>& batches) {
+  const double loss = engine_->evaluate(static_cast<std::int64_t>(batches.size()),
+                                        [&](std::int64_t i) { return batches[static_cast<std::size_t>(i)]; });
+  return loss / static_cast<double>(validation_sequences() * config_.train.seq_len);
 }
 
 void Trainer::save() {
   const auto start = Clock::now();
-  engine_->finish();
   save_checkpoint(world_, config_.checkpoint, state_, config_,
                   {data_.training->tokenizer(), data_.training->tokenizer_model()},
                   engine_->model().parameters(), engine_->optimizer());
@@ -247,14 +255,22 @@ void Trainer::run() {
                   .resident_bytes = peak_resident_bytes(),
                   .seconds_left = training_seconds / static_cast<double>(trained) *
                                   static_cast<double>(steps - state_.step)});
-    const bool saves = !config_.checkpoint.path.empty() && due(config_.checkpoint.every);
-    if (data_.validation && due(t.validate_every)) try {
-        const double loss = validate();
-        if (log_) log_->validation(state_.step, loss);
+    const bool saves = !config_.checkpoint.path.empty() && due(config_.checkpoint.every),
+               validates = data_.validation && due(t.validate_every);
+    if (!saves && !validates && state_.step < steps) continue;
+    engine_->finish();
+    traffic_.add_rest();
+    std::vector<Batch> batches;
+    if (validates) try {
+        batches = validation_batches();
       } catch (const Error&) {  // bad validation data must not cost the training
         if (saves) save();
         throw;
       }
+    if (validates) {
+      const double loss = validate(batches);
+      if (log_) log_->validation(state_.step, loss);
+    }
     if (saves) save();
     traffic_.restart();
   }

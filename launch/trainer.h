@@ -43,7 +43,10 @@ class Trainer {
   bool speaks() const { return world_.rank() == 0; }
   Batch batch(const TokenDataset& data, const SampleOrder& order, std::int64_t first,
               std::int64_t count) const;
-  double validate();
+  std::int64_t validation_sequences() const;
+  /// This data replica's. Read before ranks depend on each other, so that bad data fails on all.
+  std::vector<Batch> validation_batches() const;
+  double validate(const std::vector<Batch>& batches);
   void save();
 
   Config config_;

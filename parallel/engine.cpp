@@ -47,9 +47,12 @@ StepResult Engine::step(std::int64_t step, const Batches& batches) {
 }
 
 double Engine::evaluate(std::int64_t micro_batches, const Batches& batches, const Observer& observe) {
-  const Schedule schedule = forward_only(mesh().pp().size(), model_.placement().chunks(), micro_batches);
   const Tensor loss = context_.empty({1}, DType::f64);
-  *loss.ptr<double>() = run_schedule(context_, model_, schedule, batches, {.observe = observe});
+  *loss.ptr<double>() = 0;
+  if (micro_batches > 0) {
+    const Schedule schedule = forward_only(mesh().pp().size(), model_.placement().chunks(), micro_batches);
+    *loss.ptr<double>() = run_schedule(context_, model_, schedule, batches, {.observe = observe});
+  }
   mesh().world().all_reduce("validation loss", loss);
   return *loss.ptr<double>();
 }

@@ -19,8 +19,8 @@ struct StepResult {
 
 class Engine {
  public:
-  /// A collective call: all ranks of the placement's mesh make an engine of the same configuration, whose
-  /// parallel degrees are resolved (parallel/degrees.h). Parameters are not initialised.
+  /// All ranks of the placement's mesh make an engine of the same configuration, whose parallel degrees are
+  /// resolved (parallel/degrees.h). Parameters are not initialised.
   Engine(const Config& config, Placement placement, const Context& context);
 
   /// Adds up the gradients of all micro-batches of all ranks. Gives the loss and the gradient norm of the
@@ -30,7 +30,8 @@ class Engine {
   /// Step `step` (from 0): gradients, clipping, AdamW. After an Error parameters and moments are as they
   /// were.
   StepResult step(std::int64_t step, const Batches& batches);
-  /// Sum over all ranks of the token losses, in nats, of each data replica's own `micro_batches`.
+  /// Sum over all ranks of the token losses, in nats, of each data replica's own `micro_batches`, which may
+  /// be none.
   using Observer = decltype(RunOptions::observe);
   double evaluate(std::int64_t micro_batches, const Batches& batches, const Observer& observe = {});
   /// Waits until all values are as the last step left them.

@@ -7,6 +7,7 @@
 #include "parallel/context/layout.h"
 #include "parallel/mesh.h"
 #include "parallel/pipeline/partition.h"
+#include "parallel/pipeline/schedule.h"
 
 namespace transmamba {
 
@@ -18,7 +19,7 @@ struct Placement {
 
   int chunks() const { return static_cast<int>(stages.size()) / mesh->pp().size(); }
   const Stage& chunk(int i) const {
-    return stages[static_cast<std::size_t>(i * mesh->pp().size() + mesh->pp().rank())];
+    return stages[static_cast<std::size_t>(stage_of(i, mesh->pp().rank(), mesh->pp().size()))];
   }
 };
 

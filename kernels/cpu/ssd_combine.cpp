@@ -28,32 +28,25 @@ void combine_head(const SsdCombine& a, std::int64_t b, std::int64_t h) {
   }
 }
 
-/// With adj = adj[k+1]: dlocal = adj, then adj = dstate + decay adj. Returns <adj[k+1], state>. dlocal may
-/// alias dstate.
+/// dlocal = adj, then adj = dstate + decay adj. dlocal may alias dstate.
 template <class T>
-double retreat(T decay, const T* dstate, const T* state, T* adj, T* dlocal, std::int64_t p) {
-  T sum = 0;
-#pragma omp simd reduction(+ : sum)
+void retreat(T decay, const T* dstate, T* adj, T* dlocal, std::int64_t p) {
+#pragma omp simd
   for (std::int64_t j = 0; j < p; ++j) {
     const T after = adj[j];
     adj[j] = dstate[j] + decay * after;
     dlocal[j] = after;
-    sum += after * state[j];
   }
-  return static_cast<double>(sum);
 }
 
 template <class T>
 void combine_backward_head(const SsdCombineBackward& a, std::int64_t b, std::int64_t h) {
-  const std::int64_t s = a.states.dim(0), n = a.states.dim(3), p = a.states.dim(4);
+  const std::int64_t s = a.dlocal.dim(0), n = a.dlocal.dim(3), p = a.dlocal.dim(4);
   Scratch<T> adj(static_cast<std::size_t>(n * p));
   for (std::int64_t k = s - 1; k >= 0; --k) {
     const T decay = exp_or_zero(*a.log_decay.ptr<T>(k, b, h));
-    double sum = 0;
     for (std::int64_t i = 0; i < n; ++i)
-      sum += retreat(decay, a.dstates.ptr<T>(k, b, h, i), a.states.ptr<T>(k, b, h, i), adj.data() + i * p,
-                     a.dlocal.ptr<T>(k, b, h, i), p);
-    *a.dlog_decay.ptr<T>(k, b, h) = static_cast<T>(static_cast<double>(decay) * sum);
+      retreat(decay, a.dstates.ptr<T>(k, b, h, i), adj.data() + i * p, a.dlocal.ptr<T>(k, b, h, i), p);
   }
 }
 
@@ -68,9 +61,9 @@ void ssd_combine(const SsdCombine& a, const Stream& stream) {
 }
 
 void ssd_combine_backward(const SsdCombineBackward& a, const Stream& stream) {
-  const std::int64_t heads = a.states.dim(2);
-  with_float(a.states.dtype(), "ssd_combine_backward", [&](auto type) {
-    parallel_for(a.states.dim(1) * heads, stream,
+  const std::int64_t heads = a.dlocal.dim(2);
+  with_float(a.dlocal.dtype(), "ssd_combine_backward", [&](auto type) {
+    parallel_for(a.dlocal.dim(1) * heads, stream,
                  [&](std::int64_t i) { combine_backward_head<decltype(type)>(a, i / heads, i % heads); });
   });
 }

@@ -21,32 +21,18 @@ __global__ void combine(Strided<const T> log_decay, Strided<const T> local, Stri
 
 /// dlocal may alias dstates: an element is read before it is written, by the same thread.
 template <class T>
-__global__ void combine_backward(Strided<const T> dstates, Strided<const T> log_decay,
-                                 Strided<const T> states, Strided<T> dlocal, Strided<T> dlog_decay,
+__global__ void combine_backward(Strided<const T> dstates, Strided<const T> log_decay, Strided<T> dlocal,
                                  std::int64_t segments, std::int64_t heads, std::int64_t n, std::int64_t p) {
   const std::int64_t b = blockIdx.x / heads, h = blockIdx.x % heads;
-  extern __shared__ double memory[];  // <adj[k+1], states[k]>
-  for (std::int64_t k = threadIdx.x; k < segments; k += blockDim.x) memory[k] = 0;
-  __syncthreads();
-  for (std::int64_t begin = 0; begin < n * p; begin += blockDim.x) {  // all threads reduce
-    const std::int64_t item = begin + threadIdx.x, i = item / p, j = item % p;
-    const bool mine = item < n * p;
+  for (std::int64_t item = threadIdx.x; item < n * p; item += blockDim.x) {
+    const std::int64_t i = item / p, j = item % p;
     T adj = 0;
     for (std::int64_t k = segments - 1; k >= 0; --k) {
-      double product = 0;
-      if (mine) {
-        const T after = adj;
-        product = static_cast<double>(after) * static_cast<double>(states(k, b, h, i)[j]);
-        adj = dstates(k, b, h, i)[j] + exp(*log_decay(k, b, h)) * after;
-        dlocal(k, b, h, i)[j] = after;
-      }
-      product = block_reduce<Plus>(product);
-      if (threadIdx.x == 0) memory[k] += product;
+      const T after = adj;
+      adj = dstates(k, b, h, i)[j] + exp(*log_decay(k, b, h)) * after;
+      dlocal(k, b, h, i)[j] = after;
     }
   }
-  __syncthreads();
-  for (std::int64_t k = threadIdx.x; k < segments; k += blockDim.x)
-    *dlog_decay(k, b, h) = static_cast<T>(exp(static_cast<double>(*log_decay(k, b, h))) * memory[k]);
 }
 
 }  // namespace
@@ -63,13 +49,12 @@ void ssd_combine(const SsdCombine& a, const Stream& stream) {
 
 void ssd_combine_backward(const SsdCombineBackward& a, const Stream& stream) {
   constexpr auto op = "ssd_combine_backward";
-  dispatch_float(a.states.dtype(), op, [&](auto zero) {
+  dispatch_float(a.dlocal.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t segments = a.states.dim(0), b = a.states.dim(1), heads = a.states.dim(2);
-    launch(op, stream, {b * heads, kThreads, static_cast<std::size_t>(segments) * sizeof(double)},
-           combine_backward<T>, strided<const T>(a.dstates), strided<const T>(a.log_decay),
-           strided<const T>(a.states), strided<T>(a.dlocal), strided<T>(a.dlog_decay), segments, heads,
-           a.states.dim(3), a.states.dim(4));
+    const std::int64_t b = a.dlocal.dim(1), heads = a.dlocal.dim(2);
+    launch(op, stream, {b * heads}, combine_backward<T>, strided<const T>(a.dstates),
+           strided<const T>(a.log_decay), strided<T>(a.dlocal), a.dlocal.dim(0), heads, a.dlocal.dim(3),
+           a.dlocal.dim(4));
   });
 }
 

@@ -20,6 +20,8 @@ class PrefixKeys {
   /// Starts to gather from each rank's k (b, cut, h, n) and v (b, cut, h, p), its tokens before P.
   PrefixKeys(const Context& context, const Sequence& sequence, std::int64_t transpoint, const Tensor& k,
              const Tensor& v);
+  PrefixKeys(const PrefixKeys&) = delete;  // transfers point at the exchange
+  PrefixKeys& operator=(const PrefixKeys&) = delete;
   void finish(const Context& context);
   const Tensor& k() const { return k_; }  ///< (b, seen, h, n)
   const Tensor& v() const { return v_; }

@@ -42,33 +42,31 @@ Summaries StateHandoff::in_order(const Context& context) {
   return ordered;
 }
 
-Entering StateHandoff::combine(const Context& context) {
-  const Summaries local = in_order(context);
-  Entering entering{context.empty(local.state.shape()), context.empty(local.log_decay.shape())};
-  ssd_combine({.log_decay = local.log_decay, .local = local.state, .states = entering.states},
-              context.stream);
-  copy({.x = local.log_decay, .y = entering.log_decay}, context.stream);
-  return entering;
-}
-
-Summaries StateHandoff::combine_backward(const Context& context, const Entering& entering) {
-  const Summaries direct = in_order(context);
-  const Shape& s = direct.state.shape();
-  const Summaries gradients(context, s[0], s[1], s[2], s[3], s[4]);
-  ssd_combine_backward({.dstates = direct.state,
-                        .log_decay = entering.log_decay,
-                        .states = entering.states,
-                        .dlocal = gradients.state,
-                        .dlog_decay = gradients.log_decay},
-                       context.stream);
-  Summaries mine(context, sequence_->max_parts(), s[1], s[2], s[3], s[4]);
-  for (std::size_t i = 0; i < sequence_->mine().size(); ++i) {
-    const auto k = static_cast<std::int64_t>(sequence_->mine()[i]), at = static_cast<std::int64_t>(i);
-    copy({.x = gradients.state.slice(0, k, k + 1), .y = mine.state.slice(0, at, at + 1)}, context.stream);
-    copy({.x = gradients.log_decay.slice(0, k, k + 1), .y = mine.log_decay.slice(0, at, at + 1)},
-         context.stream);
+Tensor StateHandoff::mine_of(const Context& context, const View& states) const {
+  Shape shape = states.shape();
+  shape[0] = static_cast<std::int64_t>(sequence_->mine().size());
+  const Tensor mine = context.empty(shape);
+  for (std::int64_t i = 0; i < shape[0]; ++i) {
+    const auto k = static_cast<std::int64_t>(sequence_->mine()[static_cast<std::size_t>(i)]);
+    copy({.x = states.slice(0, k, k + 1), .y = mine.slice(0, i, i + 1)}, context.stream);
   }
   return mine;
+}
+
+Entering StateHandoff::combine(const Context& context) {
+  const Summaries local = in_order(context);
+  const Tensor states = context.empty(local.state.shape()),
+               log_decay = context.empty(local.log_decay.shape());
+  ssd_combine({.log_decay = local.log_decay, .local = local.state, .states = states}, context.stream);
+  copy({.x = local.log_decay, .y = log_decay}, context.stream);
+  return {mine_of(context, states), log_decay};
+}
+
+Tensor StateHandoff::combine_backward(const Context& context, const Entering& entering) {
+  const Summaries direct = in_order(context);
+  ssd_combine_backward({.dstates = direct.state, .log_decay = entering.log_decay, .dlocal = direct.state},
+                       context.stream);
+  return mine_of(context, direct.state);
 }
 
 }  // namespace transmamba

@@ -27,13 +27,13 @@ struct Summaries {
   }
 };
 
-/// The state that enters each segment of the sequence, and what its gradient needs.
+/// The states that enter this rank's segments, and what their gradients need.
 struct Entering {
-  Tensor states;     ///< (segments, b, h, n, p) in order of time
-  Tensor log_decay;  ///< (segments, b, h)
+  Tensor states;     ///< (this rank's segments, b, h, n, p)
+  Tensor log_decay;  ///< (segments of all ranks in order of time, b, h)
   explicit operator bool() const { return static_cast<bool>(states); }
-  Tensor of(std::size_t k) const {  ///< (b, h, n, p) of segment k
-    const auto at = static_cast<std::int64_t>(k);
+  Tensor of(std::size_t i) const {  ///< (b, h, n, p) of segment i of this rank
+    const auto at = static_cast<std::int64_t>(i);
     return states.slice(0, at, at + 1).merge(0);
   }
 };
@@ -46,12 +46,15 @@ class StateHandoff {
   /// Forward: states[k + 1] = exp(log_decay[k]) states[k] + local[k] from states[0] = 0.
   Entering combine(const Context& context);
   /// Backward, where `mine` held the gradients of the entering states by their own use (log_decay is not
-  /// read): the gradients of this rank's summaries.
-  Summaries combine_backward(const Context& context, const Entering& entering);
+  /// read): the gradients of the states that this rank's segments end with, (this rank's segments, b, h, n,
+  /// p). ssd_summary_backward of a segment, with its entering state, takes them on.
+  Tensor combine_backward(const Context& context, const Entering& entering);
 
  private:
   /// All ranks' summaries in order of time, (segments, ..).
   Summaries in_order(const Context& context);
+  /// Out of (segments, ..) those of this rank.
+  Tensor mine_of(const Context& context, const View& states) const;
   const Sequence* sequence_;
   Summaries mine_;
   Tensor all_;

@@ -1,5 +1,7 @@
 #include "parallel/context/token_exchange.h"
 
+#include <algorithm>
+
 #include "kernels/elementwise.h"
 
 namespace transmamba {
@@ -36,7 +38,10 @@ TokenExchange::Transfer TokenExchange::start(const Context& context, std::string
       if (counts[r] > 0) made[r] = context.empty({b, counts[r], c}, in.dtype());
     return made;
   };
+  const auto mine = static_cast<std::size_t>(me);
+  incoming[mine] = 0;  // what it sends to itself it has
   transfer.sent_ = buffers(outgoing), transfer.received_ = buffers(incoming);
+  transfer.received_[mine] = transfer.sent_[mine];
 
   std::vector<std::int64_t> filled(ranks);
   for (const TokenMove& move : moves_) {
@@ -51,10 +56,13 @@ TokenExchange::Transfer TokenExchange::start(const Context& context, std::string
   std::vector<Outgoing> sends;
   std::vector<Incoming> receives;
   for (std::size_t r = 0; r < ranks; ++r) {
+    if (r == mine) continue;
     if (transfer.sent_[r]) sends.push_back({static_cast<int>(r), transfer.sent_[r]});
     if (transfer.received_[r]) receives.push_back({static_cast<int>(r), transfer.received_[r]});
   }
-  transfer.pending_ = cp_->start_exchange(purpose, sends, receives);
+  // All ranks have the same list: they agree on whether there is anything to say.
+  if (std::any_of(moves_.begin(), moves_.end(), [](const TokenMove& m) { return m.from != m.to; }))
+    transfer.pending_ = cp_->start_exchange(purpose, sends, receives);
   return transfer;
 }
 

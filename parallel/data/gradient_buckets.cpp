@@ -26,12 +26,9 @@ void GradientBuckets::start(const Context& context) {
 }
 
 void GradientBuckets::complete(std::size_t first, std::size_t last) {
-  const ParameterStore& store = model_.parameters();
   for (std::size_t i = first; i < last; ++i) {
-    const std::size_t bucket = store.bucket_of(i);
-    // Those that other axes sum first wait for finish().
-    if (--incomplete_[bucket] == 0 && store.buckets()[bucket].summed_over == GradientSum::none)
-      reduce(bucket);
+    const std::size_t bucket = model_.parameters().bucket_of(i);
+    if (--incomplete_[bucket] == 0) reduce(bucket);
   }
 }
 
@@ -45,15 +42,16 @@ void GradientBuckets::reduce(std::size_t i) {
 
 void GradientBuckets::finish() {
   const ParameterStore& store = model_.parameters();
+  for (std::size_t i = 0; i < store.buckets().size(); ++i)
+    if (!started_[i]) reduce(i);  // tied embeddings of the last stage: no backward pass ends with them
   for (std::size_t i = 0; i < store.buckets().size(); ++i) {
-    if (started_[i]) continue;
+    gradients_[i].wait();
     const Bucket& bucket = store.buckets()[i];
-    const View all = store.grads().slice(0, bucket.begin, bucket.end);
-    if (bucket.summed_over == GradientSum::tp) mesh_.tp().all_reduce("norm gradients", all);
-    if (bucket.summed_over == GradientSum::ends) mesh_.ends()->all_reduce("tied embedding gradients", all);
-    reduce(i);
+    if (bucket.summed_over == GradientSum::tp)
+      mesh_.tp().all_reduce("norm gradients", part(store.grads(), bucket));
+    if (bucket.summed_over == GradientSum::ends)
+      mesh_.ends()->all_reduce("tied embedding gradients", part(store.grads(), bucket));
   }
-  for (Pending& pending : gradients_) pending.wait();
 }
 
 void GradientBuckets::start_gather() {

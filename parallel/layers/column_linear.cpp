@@ -10,11 +10,13 @@ void ColumnLinear::forward(const Context& context, const Tensor& x, View y) cons
 }
 
 Tensor ColumnLinear::backward(const Context& context, ConstView dy, const Tensor& x) const {
+  // Each transfer runs beside a product that does not need it.
+  GatherTokens all(context, *tp_, "column linear: tokens again", x, dy.dim(0));
   ScatterTokens dx(context, *tp_, dy.dim(0), x.dim(1));
   gemm({.a = dy, .b = weights_.value(), .c = dx.partial()}, context.stream);
+  const Tensor tokens = all.finish();
   dx.start("column linear: token gradients");
-  const Tensor all = gather_tokens(context, *tp_, "column linear: tokens again", x, dy.dim(0));
-  gemm({.a = dy, .transpose_a = true, .b = all, .c = weights_.grad(), .beta = 1}, context.stream);
+  gemm({.a = dy, .transpose_a = true, .b = tokens, .c = weights_.grad(), .beta = 1}, context.stream);
   return dx.finish();
 }
 

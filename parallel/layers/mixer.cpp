@@ -142,11 +142,12 @@ void Mixer::scan(const Context& context, const Sequence& sequence, Saved& s) con
     const Run& run = all[i];
     if (!run.scans(s.keep_states)) continue;
     // The state at the segment's first SSM token: what enters it, through its tokens before P.
-    const Tensor entering = s.entering ? s.entering.of(sequence.mine()[i]) : Tensor();
-    s.state[i] = context.empty({s.y.dim(0), heads_, n_, p_});
-    if (converter_ || run.cut == run.begin)
+    const Tensor entering = s.entering ? s.entering.of(i) : Tensor();
+    const bool starts_here = run.cut == run.begin;
+    s.state[i] = starts_here && entering ? entering : context.empty({s.y.dim(0), heads_, n_, p_});
+    if (!starts_here && converter_)
       summarise(context, s.in, run.begin, run.cut, entering, s.state[i], {});
-    else
+    else if (!starts_here || !entering)
       fill({.value = 0, .y = s.state[i]}, context.stream);
     const bool has_transpoint = run.cut > run.begin || run.position == transpoint_;
     if (s.keep_states && has_transpoint) s.state_at_transpoint = s.state[i];

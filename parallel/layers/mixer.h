@@ -30,7 +30,7 @@ class Mixer {
     Projections in;
     Tensor q_rot, k_rot;        // (b, cut, h, n) after RoPE
     Tensor lse;                 // (b, h, cut)
-    Entering entering;          // the states that enter all segments; absent where one rank has all
+    Entering entering;          // the states that enter its segments; absent where one rank has all
     std::vector<Tensor> state;  // for each segment with SSM tokens: (b, h, n, p) at the first of them
     Tensor y;                   // (b, t, h, p) attention's and the SSM's outputs side by side
     Tensor normed;              // (b, t, h, p)
@@ -123,8 +123,8 @@ class Mixer {
   void scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Tensor& dqkv,
                      const Tensor& ddt, const Saved& s) const;
   void summarise_backward(const Context& context, const Saved& s, std::int64_t begin, std::int64_t end,
-                          ConstView dstate_out, ConstView dlog_decay, ConstView state_in, const Tensor& dqkv,
-                          const Tensor& ddt, View dstate_in) const;
+                          ConstView dstate_out, ConstView state_in, const Tensor& dqkv, const Tensor& ddt,
+                          View dstate_in) const;
 
   /// SiLU(z) where it gates, then the per-head norm. Tokens from `cut` on are the SSM's.
   Tensor gate_and_norm(const Context& context, const Tensor& y, const Projections& in,

@@ -79,10 +79,9 @@ void Mixer::attend_backward(const Context& context, const Sequence& sequence, co
 }
 
 void Mixer::summarise_backward(const Context& context, const Saved& s, std::int64_t begin, std::int64_t end,
-                               ConstView dstate_out, ConstView dlog_decay, ConstView state_in,
-                               const Tensor& dqkv, const Tensor& ddt, View dstate_in) const {
+                               ConstView dstate_out, ConstView state_in, const Tensor& dqkv,
+                               const Tensor& ddt, View dstate_in) const {
   ssd_summary_backward({.dstate_out = dstate_out,
-                        .dlog_decay = dlog_decay,
                         .k = head_view(s.in.qkv, 1).slice(1, begin, end),
                         .v = head_view(s.in.qkv, 2).slice(1, begin, end),
                         .dt = s.in.dt.slice(1, begin, end),
@@ -104,7 +103,9 @@ void Mixer::scan_backward(const Context& context, const Sequence& sequence, cons
   for (std::size_t i = 0; i < all.size(); ++i) {
     const Run& run = all[i];
     if (run.cut == run.end) continue;
-    const Tensor dstate = context.empty(s.state[i].shape());
+    const bool starts_here = run.cut == run.begin;
+    const Tensor passed = starts_here && s.entering ? Tensor() : context.empty(s.state[i].shape());
+    const View dstate = passed ? passed.view() : direct.state_of(i);
     const auto part = [&](const Tensor& x) { return x.slice(1, run.cut, run.end); };
     ssd_scan_backward({.dy = part(dy),
                        .q = part(head_view(s.in.qkv, 0)),
@@ -123,18 +124,20 @@ void Mixer::scan_backward(const Context& context, const Sequence& sequence, cons
                        .dstate_in = dstate},
                       context.stream);
     // The state passed through the segment's tokens before P; they get their part.
-    if (converter_ || run.cut == run.begin)
-      summarise_backward(context, s, run.begin, run.cut, dstate, {},
-                         s.entering ? s.entering.of(sequence.mine()[i]) : Tensor(), dqkv, ddt,
-                         s.entering ? direct.state_of(i) : View());
+    if (!starts_here && converter_)
+      summarise_backward(context, s, run.begin, run.cut, dstate, s.entering ? s.entering.of(i) : Tensor(),
+                         dqkv, ddt, s.entering ? direct.state_of(i) : View());
   }
   if (!s.entering || transpoint_ >= sequence.length()) return;
   StateHandoff handoff(context, sequence, direct, "state handoff gradients");
-  const Summaries gradients = handoff.combine_backward(context, s.entering);
-  for (std::size_t i = 0; i < all.size(); ++i)
-    if (!all[i].is_last)
-      summarise_backward(context, s, all[i].summarised, all[i].end, gradients.state_of(i),
-                         gradients.log_decay_of(i), {}, dqkv, ddt, {});
+  const Tensor dends = handoff.combine_backward(context, s.entering);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const Run& run = all[i];
+    const auto at = static_cast<std::int64_t>(i);
+    if (!run.is_last && run.summarised < run.end)
+      summarise_backward(context, s, run.summarised, run.end, dends.slice(0, at, at + 1).merge(0),
+                         converter_ ? s.entering.of(i) : s.state[i], dqkv, ddt, {});
+  }
 }
 
 void Mixer::convolve_backward(const Context& context, const Sequence& sequence, const Projections& in,

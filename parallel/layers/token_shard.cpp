@@ -4,17 +4,23 @@
 
 namespace transmamba {
 
-TokenShard::TokenShard(const Communicator& tp, std::int64_t tokens_)
-    : tokens(tokens_),
-      rows((tokens_ + tp.size() - 1) / tp.size()),
-      mine(std::clamp<std::int64_t>(tokens_ - tp.rank() * rows, 0, rows)) {}
+TokenShard::TokenShard(const Communicator& tp, std::int64_t all)
+    : tokens(all),
+      rows((all + tp.size() - 1) / tp.size()),
+      mine(std::clamp<std::int64_t>(all - tp.rank() * rows, 0, rows)) {}
 
-Tensor gather_tokens(const Context& context, Communicator& tp, std::string_view purpose, const Tensor& shard,
-                     std::int64_t tokens) {
-  if (tp.size() == 1) return shard;
+GatherTokens::GatherTokens(const Context& context, Communicator& tp, std::string_view purpose,
+                           const Tensor& shard, std::int64_t tokens)
+    : all_(shard) {
+  if (tp.size() == 1) return;
   const Tensor all = context.empty({shard.dim(0) * tp.size(), shard.dim(1)});
-  tp.all_gather(purpose, shard, all);
-  return all.slice(0, 0, tokens);
+  pending_ = tp.start_all_gather(purpose, shard, all);
+  all_ = all.slice(0, 0, tokens);
+}
+
+Tensor GatherTokens::finish() {
+  pending_.wait();
+  return all_;
 }
 
 ScatterTokens::ScatterTokens(const Context& context, Communicator& tp, std::int64_t tokens,

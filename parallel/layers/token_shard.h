@@ -16,9 +16,22 @@ struct TokenShard {
   std::int64_t mine;  ///< rows of this rank that are tokens
 };
 
-/// All the tokens (tokens, d) from each rank's (rows, d). With one rank, the shard itself.
-Tensor gather_tokens(const Context& context, Communicator& tp, std::string_view purpose, const Tensor& shard,
-                     std::int64_t tokens);
+/// All the tokens (tokens, d) from each rank's (rows, d), which must stay until finish(). With one rank, the
+/// shard itself.
+class GatherTokens {
+ public:
+  GatherTokens(const Context& context, Communicator& tp, std::string_view purpose, const Tensor& shard,
+               std::int64_t tokens);
+  Tensor finish();
+
+ private:
+  Tensor all_;
+  Pending pending_;
+};
+inline Tensor gather_tokens(const Context& context, Communicator& tp, std::string_view purpose,
+                            const Tensor& shard, std::int64_t tokens) {
+  return GatherTokens(context, tp, purpose, shard, tokens).finish();
+}
 
 /// Its conjugate, in two steps, so that work can go between them: `partial` is (rows tp, d), of which the
 /// first `tokens` rows are written by the caller; after finish() `shard` (rows, d) is the sum over ranks of

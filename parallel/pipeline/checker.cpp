@@ -17,7 +17,7 @@ constexpr double kNever = -1;
 bool is_forward(const Action& action) { return action.kind == Action::Kind::forward; }
 
 std::int64_t stage_of(const Schedule& schedule, int rank, const Action& action) {
-  return std::int64_t{action.chunk} * schedule.pp() + rank;
+  return transmamba::stage_of(action.chunk, rank, schedule.pp());
 }
 
 std::string describe(const Schedule& schedule, int rank, std::size_t slot) {

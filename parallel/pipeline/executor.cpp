@@ -57,7 +57,7 @@ class Run {
   };
 
   const Stage& stage(const Action& a) const { return model_.placement().chunk(a.chunk); }
-  int stage_index(const Action& a) const { return a.chunk * mesh_.pp().size() + mesh_.pp().rank(); }
+  int stage_index(const Action& a) const { return stage_of(a.chunk, mesh_.pp().rank(), mesh_.pp().size()); }
   /// Of the transfer between stages `earlier` and earlier + 1. Few micro-batches are under way at a time.
   int tag(const Action& a, int earlier) const {
     const auto stages = static_cast<int>(model_.placement().stages.size());

@@ -12,6 +12,9 @@
 
 namespace transmamba {
 
+/// The virtual stage that is chunk `chunk` of pipeline rank `rank`.
+inline int stage_of(int chunk, int rank, int pp) { return chunk * pp + rank; }
+
 struct Action {
   enum class Kind : std::uint8_t { forward, backward };
   Kind kind = Kind::forward;

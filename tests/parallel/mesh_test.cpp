@@ -1,5 +1,6 @@
 // Every way to share the work gives what one rank gives.
 #include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -58,6 +59,7 @@ void expect_equal(const Observed& got, const Observed& expected, double toleranc
       EXPECT_LT(relative_difference(got.gradients[step].at(name), values), tolerance)
           << "gradient of " << name << " in step " << step;
   }
+  EXPECT_THAT(got.stale, ::testing::Each(0)) << "values that a rank did not get from those that own them";
   for (const auto& [name, values] : expected.final)
     EXPECT_LT(relative_difference(got.final.at(name), values), tolerance) << name;
 }
@@ -153,6 +155,7 @@ TEST_P(Variants, TrainLikeOneRank) {
                                                {4, 1, 2, 1, "balanced", 1},
                                                {8, 1, 1, 1, "balanced", 1},
                                                {1, 4, 2, 1, "contiguous", 1},
+                                               {1, 1, 2, 2, "balanced", 2},
                                                {1, 2, 2, 2, "zigzag", 1}}) {
     SCOPED_TRACE(name_of(share));
     expect_equal(train(c, share, 2), serial, 1e-10);
@@ -181,6 +184,35 @@ TEST(TransPoints, MayStandAnywhere) {
         SCOPED_TRACE(fmt::format("P {}, {} over {} ranks", p, layout, cp));
         expect_equal(train(c, {1, cp, 1, 1, layout, 1}, 1), serial, 1e-10);
       }
+  }
+}
+
+/// The sum of the losses of `batches` micro-batches, dealt out to the data replicas in turn.
+double evaluate(const Share& share, std::int64_t batches) {
+  double loss = 0;
+  Config c = awkward();
+  c.parallel.tp = share.tp, c.parallel.cp = share.cp, c.parallel.pp = share.pp;
+  c.parallel.virtual_stages = share.virtual_stages;
+  const int ranks = static_cast<int>(share.tp * share.cp * share.pp * share.dp);
+  train_on_threads(c, ranks, 1, [&](Communicator& world, Engine& engine) {
+    const Mesh& mesh = engine.mesh();
+    Allocator memory;
+    const Context context{{}, DType::f64, &memory};
+    const std::int64_t mine = batches / mesh.dp() + (mesh.dp_index() < batches % mesh.dp());
+    const double sum = engine.evaluate(mine, [&](std::int64_t i) {
+      return testing::batch_at(context, c, 100, i * mesh.dp() + mesh.dp_index());
+    });
+    if (world.rank() == 0) loss = sum;
+  });
+  return loss;
+}
+
+TEST(Evaluation, IsThatOfOneRankAlsoWithFewerBatchesThanReplicas) {
+  for (const std::int64_t batches : {1, 3, 5}) {
+    const double expected = evaluate({}, batches);
+    for (const Share& share : std::vector<Share>{{1, 1, 1, 8}, {2, 1, 2, 2, "balanced", 2}, {1, 2, 1, 4}})
+      EXPECT_NEAR(evaluate(share, batches) / expected, 1, 1e-12)
+          << name_of(share) << ", " << batches << " batches";
   }
 }
 

@@ -35,6 +35,8 @@ struct Observed {
   std::vector<double> losses, norms;
   std::vector<Globals> gradients;  // of each step
   Globals initial, final;
+  std::vector<std::int64_t>
+      stale;  // of each rank: values that are not those of `final` at the end, copies too
 };
 
 /// Tokens (b, T + 1) of a step, the same for every mesh.
@@ -68,6 +70,7 @@ inline Observed train_on_threads(Config config, int ranks, std::int64_t steps,
     seen.final = seen.initial;
     seen.gradients.assign(static_cast<std::size_t>(steps), seen.initial);
   }
+  seen.stale.resize(static_cast<std::size_t>(ranks));
   seen.losses.resize(static_cast<std::size_t>(steps)), seen.norms = seen.losses;
   run_as_threads(ranks, [&](Communicator& world) {
     Allocator memory;
@@ -88,6 +91,12 @@ inline Observed train_on_threads(Config config, int ranks, std::int64_t steps,
     }
     engine.finish();
     collect(engine, engine.model().parameters().values(), seen.final);
+    world.barrier("all is collected");
+    for (const Parameter& p : engine.model().parameters().parameters())
+      for (std::int64_t i = 0; i < p.value.numel(); ++i)
+        seen.stale[static_cast<std::size_t>(world.rank())] +=
+            p.value.ptr<double>()[i] !=
+            seen.final.at(p.name)[static_cast<std::size_t>(p.shard.global_index(i))];
     if (visit) visit(world, engine);
   });
   return seen;
