@@ -62,8 +62,8 @@ std::string format_line(const StepMetrics& m) {
       100 * m.peak_fraction, format_bytes(m.memory_bytes), format_duration(m.seconds_left));
 }
 
-MetricsLog::MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every)
-    : path_(std::move(jsonl)), every_(every), terminal_(isatty(STDOUT_FILENO) != 0) {
+MetricsLog::MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every, bool alone)
+    : path_(std::move(jsonl)), every_(every), terminal_(alone && isatty(STDOUT_FILENO) != 0) {
   if (path_.empty()) return;
   if (resumed_step > 0) cut_after(path_, resumed_step);
   if (path_.has_parent_path()) {

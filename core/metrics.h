@@ -30,7 +30,8 @@ class MetricsLog {
  public:
   /// `jsonl` may be empty: no file. Lines in it past `resumed_step` are of a run that this one replaces and
   /// are cut off; with resumed_step 0 the file starts anew. Throws Error if the file cannot be written.
-  MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every);
+  /// `alone`: not one of several ranks, whose launcher makes any stdout look like a terminal.
+  MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every, bool alone = true);
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;

@@ -55,7 +55,8 @@ namespace {
 /// A halo is a few hundred bytes, a model's gradients are gigabytes.
 std::string format_sent(double bytes) {
   if (bytes < 1 << 10) return fmt::format("{:.0f} B", bytes);
-  if (bytes < 10 * (1 << 20)) return fmt::format("{:.1f} KiB", bytes / (1 << 10));
+  if (bytes < 1 << 20) return fmt::format("{:.1f} KiB", bytes / (1 << 10));
+  if (bytes < 100 * (1 << 20)) return fmt::format("{:.1f} MiB", bytes / (1 << 20));
   return format_bytes(static_cast<std::int64_t>(bytes));
 }
 

@@ -38,7 +38,7 @@ Trainer::Trainer(Config config, Session& session, Communicator& world)
     std::filesystem::path metrics = config_.log.metrics;
     if (metrics.empty() && !config_.checkpoint.path.empty())
       metrics = config_.checkpoint.path / "metrics.jsonl";
-    log_ = std::make_unique<MetricsLog>(metrics, state_.step, config_.log.every);
+    log_ = std::make_unique<MetricsLog>(metrics, state_.step, config_.log.every, world_.size() == 1);
     if (!config_.checkpoint.path.empty()) warn_of_later_checkpoints();
   });
   print_start();

@@ -55,12 +55,13 @@ void check_pipeline(const Config& c, const ParallelConfig& p) {
       "parallel.virtual_stages = {} interleaves the stages of a pipeline, but parallel.pp = 1; it may be 1, "
       "or pp above 1",
       p.virtual_stages);
-  check(
-      stages <= c.model.num_layers, kWhere,
-      "parallel.pp x virtual_stages = {} x {} = {} stages are more than model.num_layers = {}; pp may be at "
-      "most {} with virtual_stages = {}",
-      p.pp, p.virtual_stages, stages, c.model.num_layers, c.model.num_layers / p.virtual_stages,
-      p.virtual_stages);
+  const std::int64_t layers = c.model.num_layers;
+  const std::string would_do =
+      p.pp <= layers ? fmt::format("virtual_stages may be at most {} with pp = {}", layers / p.pp, p.pp)
+                     : fmt::format("pp may be at most {} with virtual_stages = 1", layers);
+  check(stages <= layers, kWhere,
+        "parallel.pp x virtual_stages = {} x {} = {} stages are more than model.num_layers = {}; {}", p.pp,
+        p.virtual_stages, stages, layers, would_do);
 }
 
 void check_batch(const Config& c, const ParallelConfig& p) {

@@ -67,7 +67,7 @@ def wait_for(moment, process):
     return process.poll() is None
 
 
-for how in ["step", "save", "start", "step", "save"]:
+for how in ["step", "save", "start", "save"]:
     process, began = start_ranks(4, *long, "--checkpoint.path", "killed"), progress()
     wait_for(lambda: len(ranks_of(process)) == 4, process)
     if how == "start":

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from support.program import PROGRAM, expect, metrics, run
@@ -53,19 +54,32 @@ def is_one_error(name, done, seconds, parts):
     expect("step " not in done.stdout, f"{name}: expected no step, got {done.stdout}")
 
 
-def bad(ranks, words, *parts):
-    """All ranks fail soon, with one error that has these parts."""
+_pool, _pending = ThreadPoolExecutor(3), []  # a run that fails at its start mostly waits for mpirun
+
+
+def check_bad(name, command, parts):
     start = time.time()
-    done = mpirun(ranks, *words, timeout=30)
-    is_one_error(f"{ranks} ranks, {' '.join(map(str, words))}", done, time.time() - start, parts)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=30)
+    is_one_error(name, done, time.time() - start, parts)
+
+
+def bad(ranks, words, *parts):
+    """All ranks fail soon, with one error that has these parts. Checked beside what follows, up to wait_for_bad()."""
+    words = list(map(str, words))
+    command = ["mpirun", "-np", str(ranks), PROGRAM, *words]
+    _pending.append(_pool.submit(check_bad, f"{ranks} ranks, {' '.join(words)}", command, parts))
 
 
 def bad_apart(first, second, *parts):
     """The same where ranks 0 and 1 are started apart: each is a list of mpirun's options, and a list of words."""
     command = ["mpirun", "-np", "1", *first[0], PROGRAM, *first[1], ":", "-np", "1", *second[0], PROGRAM, *second[1]]
-    start = time.time()
-    done = subprocess.run(list(map(str, command)), env=ENVIRONMENT, capture_output=True, text=True, timeout=30)
-    is_one_error(f"{first} : {second}", done, time.time() - start, parts)
+    _pending.append(_pool.submit(check_bad, f"{first} : {second}", list(map(str, command)), parts))
+
+
+def wait_for_bad():
+    """Before what they read changes, and before the end."""
+    while _pending:
+        _pending.pop().result()
 
 
 def losses(folder):
