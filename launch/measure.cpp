@@ -32,7 +32,9 @@ class Bench {
         seconds_(seconds),
         checks_(checks) {
     if (m_.vocab_size == 0) m_.vocab_size = 256;
-    const std::int64_t most = std::min(config.train.seq_len, kMostTokens);
+    // Kernels see a micro-batch at once; small sizes would stay in caches that a step's tensors do not fit
+    // in.
+    const std::int64_t most = std::min(config.train.micro_batch * config.train.seq_len, kMostTokens);
     // The second size is not fitted but predicted.
     tokens_ = {std::max<std::int64_t>(1, most / 8), std::max<std::int64_t>(1, most / 2), most};
   }

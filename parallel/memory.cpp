@@ -66,19 +66,21 @@ double mixer_saved(const Sizes& z, const Dealt& x) {
   return kept;
 }
 
-/// Elements that a mixer's backward pass needs meanwhile: gradients of its intermediates, and on several
-/// context ranks the keys and values that queries see, with their gradients.
+/// What a layer's backward pass holds last: the gradient of its input, and on several tp ranks the input and
+/// that gradient's partial sums, of all rows.
+double input_working(const Sizes& z) { return z.tp > 1 ? 2 * z.b * z.t * z.d : z.rows() * z.d; }
+
+/// Elements that a mixer's backward pass needs meanwhile: gradients of its intermediates, and in turn those
+/// of attention (on several context ranks with the keys and values that queries see, and their gradients) and
+/// of its input.
 double mixer_working(const Sizes& z, const Dealt& x, double transpoint) {
-  const double tokens = z.b * z.t;
-  double most = tokens * (z.h * z.p + 2 * z.channels() + z.h * (z.p + 2));
-  if (z.cp > 1 && x.before > 0) most += 2 * z.b * std::min(transpoint, z.T) * z.h * (z.n + z.p);
-  return most;
+  double attending = 2 * z.b * x.before * z.h * z.n;
+  if (z.cp > 1 && x.before > 0) attending += 2 * z.b * std::min(transpoint, z.T) * z.h * (z.n + z.p);
+  return z.b * z.t * (z.h * z.p + 2 * z.channels() + z.h * (z.p + 2)) + std::max(attending, input_working(z));
 }
 
 double mlp_saved(const Sizes& z) { return 2 * z.rows() * z.d + 3 * z.b * z.t * z.f; }  // + gate_up, hidden
-
-/// Between layers: gradients of the residual and of u, and on several tp ranks both gathered.
-double residual_working(const Sizes& z) { return 2 * z.rows() * z.d + (z.tp > 1 ? 2 * z.b * z.t * z.d : 0); }
+double mlp_working(const Sizes& z) { return z.b * z.t * z.f + input_working(z); }
 
 }  // namespace
 
@@ -105,43 +107,46 @@ std::vector<Memory> predict_memory(const Config& config, const std::vector<std::
   const Sizes z(config);
   const double bytes = element_bytes(config), pp = real(schedule.pp());
 
-  // Of each virtual stage: kept by one micro-batch, and the largest backward's temporaries.
-  std::vector<double> kept(stages.size(), 0.0), working(stages.size(), 0.0);
+  // Of each virtual stage: kept by one micro-batch, and the most that its backward pass holds, what is kept
+  // included. A layer's part of it is freed as soon as its gradients are there.
+  std::vector<double> kept(stages.size(), 0.0), most(stages.size(), 0.0);
   std::size_t mixer = 0;
   for (std::size_t s = 0; s < stages.size(); ++s) {
+    const double gradient = z.rows() * z.d;                         // of the residual
+    double so_far = stages[s].is_first ? z.b * z.t : 0;             // tokens
+    if (stages[s].is_last) so_far += 2 * gradient + 2 * z.b * z.t;  // residual, normed, targets, lse
     for (std::int64_t i = stages[s].begin; i < stages[s].end; ++i) {
       const bool is_mixer = config.model.kind(i) == 'T';
       const std::int64_t transpoint = is_mixer ? transpoints[mixer++] : 0;
       const Dealt x = dealt(layout, transpoint);
-      kept[s] += is_mixer ? mixer_saved(z, x) : mlp_saved(z);
-      const double here = is_mixer ? mixer_working(z, x, real(transpoint)) : z.b * z.t * z.f;
-      working[s] = std::max(working[s], here + residual_working(z));
+      so_far += is_mixer ? mixer_saved(z, x) : mlp_saved(z);
+      const double working = is_mixer ? mixer_working(z, x, real(transpoint)) : mlp_working(z);
+      most[s] = std::max(most[s], so_far + working + gradient);
     }
-    if (stages[s].is_first) kept[s] += z.b * z.t;  // tokens
-    if (stages[s].is_last) {
-      kept[s] += 2 * z.rows() * z.d + z.b * z.t * (z.V + 2);  // residual, normed, logits, targets, lse
-      working[s] = std::max(working[s], residual_working(z));
-    }
+    const double logits = stages[s].is_last ? z.b * z.t * z.V : 0;  // freed before the layers' turn
+    kept[s] = so_far + logits;
+    most[s] = std::max(most[s], kept[s] + (stages[s].is_last ? gradient + input_working(z) : 0));
   }
 
   std::vector<Memory> ranks(schedule.ranks.size());
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     Memory& memory = ranks[rank];
     double parameters = 0;
-    for (std::size_t s = rank; s < stages.size(); s += ranks.size()) {
+    for (std::size_t s = rank; s < stages.size(); s += ranks.size())
       parameters += stage_parameters(config, stages[s]);
-      memory.working = std::max(memory.working, working[s] * bytes);
-    }
-    // A stage that gets activations, or their gradients, holds one of each beside those it works on.
-    if (pp > 1) memory.working += 2 * z.rows() * z.d * bytes;
     memory.parameters = memory.gradients = parameters * bytes;
     memory.optimizer = 2 * parameters * bytes / (real(std::max<std::int64_t>(1, config.parallel.dp)) * z.cp);
-    double in_flight = 0;
+    double in_flight = 0, peak = 0;
     for (const Action& a : schedule.ranks[rank]) {
-      const double stage = kept[static_cast<std::size_t>(a.chunk) * ranks.size() + rank] * bytes;
-      in_flight += a.kind == Action::Kind::forward ? stage : -stage;
+      const std::size_t s = static_cast<std::size_t>(a.chunk) * ranks.size() + rank;
+      const bool is_forward = a.kind == Action::Kind::forward;
+      if (!is_forward) peak = std::max(peak, in_flight + (most[s] - kept[s]) * bytes);
+      in_flight += (is_forward ? kept[s] : -kept[s]) * bytes;
       memory.activations = std::max(memory.activations, in_flight);
     }
+    memory.working = std::max(0.0, peak - memory.activations);
+    // What stages get for their next action, and what they have sent of the last ones.
+    if (pp > 1) memory.working += (1 + 2 * real(schedule.chunks)) * z.rows() * z.d * bytes;
   }
   return ranks;
 }

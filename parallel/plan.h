@@ -31,7 +31,7 @@ struct Memory {
   double gradients = 0;    ///< as many
   double optimizer = 0;    ///< two moments, cut over dp and cp
   double activations = 0;  ///< what forward passes keep (the Saved structs) of the micro-batches in flight
-  double working = 0;      ///< largest set of temporaries of one layer's backward pass
+  double working = 0;      ///< what a backward pass adds at its peak, and transfers between stages
   double total() const { return parameters + gradients + optimizer + activations + working; }
 };
 

@@ -82,17 +82,19 @@ def compare(a, keys, folder):
             waited[layout].append(sum(line["longest_exposed_seconds_per_step"]
                                       for line in json.loads(traffic.read_text())["communication"]))
 
-    best = {layout: min(seconds[layout]) for layout in LAYOUTS}
-    middle = {layout: statistics.median(seconds[layout]) for layout in LAYOUTS}
-    print(f"{a.ranks} ranks, {len(seconds['balanced'])} steps a layout; seconds a step, and over balanced's")
-    print(f"{'':<11}{'-- predicted --':^37}   {'-- measured --':^38}")
+    print(f"{a.ranks} ranks, {len(seconds['balanced'])} steps a layout; seconds a step, and over those of balanced")
+    print(f"{'':<11}{'-- predicted --':^41}    {'-- measured --':^52}")
     print(f"{'layout':<11}{'segments':>8}{'busiest':>9}{'waiting':>9}{'step':>8}{'ratio':>7}"
-          f"{'least':>10}{'ratio':>7}{'median':>9}{'ratio':>7}{'waited':>8}")
+          f"{'least':>10}{'ratio':>7}{'quartile':>10}{'ratio':>7}{'median':>9}{'ratio':>7}{'waited':>8}")
+    statistic = [min, lambda x: statistics.quantiles(x, n=4)[0], statistics.median]
+    base = [predicted["balanced"]["seconds"]] + [of(seconds["balanced"]) for of in statistic]
     for layout in LAYOUTS:
-        p, base = predicted[layout], predicted["balanced"]
-        print(f"{layout:<11}{p['segments']:>8}{p['busiest']:>9.4f}{p['waiting']:>9.4f}{p['seconds']:>8.3f}"
-              f"{p['seconds'] / base['seconds']:>7.3f}{best[layout]:>10.3f}{best[layout] / best['balanced']:>7.3f}"
-              f"{middle[layout]:>9.3f}{middle[layout] / middle['balanced']:>7.3f}{min(waited[layout]):>8.3f}")
+        p = predicted[layout]
+        least, quartile, median = [of(seconds[layout]) for of in statistic]
+        print(f"{layout:<11}{p['segments']:>8}{p['busiest']:>9.4f}{p['waiting']:>9.4f}"
+              f"{p['seconds']:>8.3f}{p['seconds'] / base[0]:>7.3f}{least:>10.3f}{least / base[1]:>7.3f}"
+              f"{quartile:>10.3f}{quartile / base[2]:>7.3f}{median:>9.3f}{median / base[3]:>7.3f}"
+              f"{min(waited[layout]):>8.3f}")
     print("busiest, waiting: over the mean, all layers together and mixer by mixer; waited: seconds of a step in\n"
           "communication, on the rank where that is most, in the quietest run")
 

@@ -40,15 +40,15 @@ struct Case {
   std::vector<std::string> keys;
 };
 
+std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.name; }
+
 class PlanMemory : public ::testing::TestWithParam<Case> {};
 
 TEST_P(PlanMemory, IsWithinATenthOfWhatTheAllocatorHeld) {
-  std::vector<std::string> keys{
-      "--model.vocab_size", "256", "--model.hidden_size",     "64",  "--model.num_heads",    "4",
-      "--model.num_layers", "8",   "--model.ffn_hidden_size", "176", "--model.transpoints",  "0,64,T,128",
-      "--train.seq_len",    "256", "--train.micro_batch",     "2",   "--train.global_batch", "8"};
-  keys.insert(keys.end(), GetParam().keys.begin(), GetParam().keys.end());
-  Config config = parse_config("", keys);
+  Config config = parse_config_text(
+      "[model]\nvocab_size = 256\nhidden_size = 64\nnum_heads = 4\nnum_layers = 8\nffn_hidden_size = 176\n"
+      "transpoints = 0,64,T,128\n[train]\nseq_len = 256\nmicro_batch = 2\nglobal_batch = 8\n",
+      "plan_memory_test", GetParam().keys);
   config.parallel = resolve_parallel(config, GetParam().ranks);
   const std::vector<Memory> predicted = make_plan(config, GetParam().ranks, machine_of(config)).memory;
   const std::vector<double> measured = measured_bytes(config, GetParam().ranks);

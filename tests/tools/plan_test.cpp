@@ -47,6 +47,20 @@ TEST(PlanCommand, SaysWhatIsMissing) {
               }),
               HasSubstr("/nowhere.json"));
   EXPECT_THAT(error_of([&] { bench(process, {"--output", "/nowhere/m.json"}); }), HasSubstr("--quick"));
+  EXPECT_THAT(error_of([&] { bench(process, {"--quick", "--seconds", "0"}); }), HasSubstr("\"0\""));
+}
+
+TEST(BenchCommand, OfOneRankWritesAFileThatSaysItsLinksAreBuiltIn) {
+  const Folder folder;
+  const std::string file = (folder / "m.json").string();
+  Process process;
+  ::testing::internal::CaptureStdout();
+  EXPECT_EQ(bench(process, {"--quick", "--seconds", "0.05", "--output", file, "--model.hidden_size", "32",
+                            "--model.num_heads", "2", "--train.seq_len", "64"}),
+            0);
+  EXPECT_THAT(::testing::internal::GetCapturedStdout(), HasSubstr("AdamW"));
+  EXPECT_THAT(printed({"--ranks=4", "--machine", file}),
+              HasSubstr("links between ranks: built-in numbers, as one rank measured"));
 }
 
 }  // namespace
