@@ -1,5 +1,10 @@
-// The ranks as a mesh of four axes, fastest first: tp, cp, dp, pp. Everything that is sharded asks here who
-// it shares with.
+// The ranks as a mesh of four axes, fastest first: tp, cp, dp, pp. Everything that is shared out asks here
+// who it shares with.
+//
+//   tp  heads, columns, vocabulary, and tokens between layers   parallel/layers/
+//   cp  the tokens of a sequence                                parallel/context/
+//   dp  the sequences of a batch, and the optimizer's state     parallel/data/
+//   pp  the layers                                              parallel/pipeline/
 #pragma once
 
 #include <memory>
@@ -21,10 +26,8 @@ class Mesh {
   Communicator& tp() const { return *tp_; }  ///< ranks that share heads, columns, vocabulary and tokens
   Communicator& cp() const { return *cp_; }  ///< ranks that share a sequence
   Communicator& pp() const { return *pp_; }  ///< ranks that share the layers, first to last
-  Communicator& data() const {
-    return *data_;
-  }  ///< ranks with the same parameters (cp x dp): they share
-     ///< gradients and the optimizer's state
+  /// Ranks with the same parameters (cp x dp): they share gradients and the optimizer's state.
+  Communicator& data() const { return *data_; }
   /// The first and the last pipeline rank, of which this is one; absent on others, and where they are the
   /// same.
   Communicator* ends() const { return ends_.get(); }

@@ -3,6 +3,7 @@
 //   parallel/comm/communicator.{h,cpp}  the interface; a group of one rank needs no more than it
 //   parallel/comm/threads.{h,cpp}       the threads of one process as ranks, for tests
 //   parallel/comm/mpi.{h,cpp}           MPI
+//   parallel/comm/nccl.{h,cpp}          NCCL's place: not there yet, and train.device = cuda says so
 //   parallel/comm/recorder.{h,cpp}      counts of calls, bytes and seconds, by axis and purpose
 //
 // All ranks of a group make the same collective calls in the same order. Where they do not, every rank of the
