@@ -1,14 +1,64 @@
 #include "parallel/placement.h"
 
-#include "parallel/plan.h"
+#include <map>
+
+#include "core/transpoint.h"
+#include "parallel/context/balance.h"
+#include "parallel/plan/step_time.h"
 
 namespace transmamba {
+namespace {
+
+/// Even in every mixer, as its keys, values and states make ranks wait for each other there: mixers of one
+/// TransPoint are a part. What does not depend on positions is one more, so that a tenth of a percent of a
+/// step is not bought with segments.
+ContextLayout balance_mixers(const Config& c, const Machine& machine) {
+  std::map<std::int64_t, double> mixers;
+  for (const std::int64_t p : resolve_transpoints(c.model, c.train.seq_len)) mixers[p] += 1;
+  // Calls cost by the segment, and pieces become segments only after they are dealt.
+  Machine per_token = machine;
+  for (OpCost* op : {&per_token.attention, &per_token.rope, &per_token.scan, &per_token.summary})
+    op->call = 0;
+  const double tokens = static_cast<double>(c.train.seq_len);
+  Seconds rest = mixer_rest_seconds(c.model, machine, tokens, 1) * static_cast<double>(c.model.num_mixers());
+  rest += mlp_seconds(c.model, machine, tokens, 1) *
+          static_cast<double>(c.model.num_layers - c.model.num_mixers());
+  rest += embedding_seconds(c.model, machine, tokens, 1);
+  rest += head_seconds(c.model, machine, tokens, 1);
+  return balanced_layout(c.train.seq_len, c.parallel.cp, [&](Segment s) {
+    std::vector<double> parts{rest.total() * static_cast<double>(s.size()) / tokens};
+    for (const auto& [p, count] : mixers)
+      parts.push_back(
+          count * mixing_seconds(c.model, per_token, p, c.train.seq_len, s.begin, s.end, 1, c.parallel.cp > 1)
+                      .total());
+    return parts;
+  });
+}
+
+}  // namespace
+
+Machine machine_of(const Config& config) { return Machine::of(config.parallel.machine, config.train.device); }
+
+ContextLayout plan_layout(const Config& c, const Machine& machine) {
+  const ParallelConfig& p = c.parallel;
+  check_layout(p.cp_layout, c.train.seq_len, p.cp, p.cp_chunk);
+  if (p.cp_layout == "balanced") return balance_mixers(c, machine);
+  return make_layout(p.cp_layout, c.train.seq_len, p.cp, p.cp_chunk, {});
+}
+
+std::vector<Stage> plan_stages(const Config& c, const Machine& machine, const ContextLayout& layout) {
+  const RankShare share{c, machine, layout};
+  std::vector<double> cost;
+  for (const LayerTime& layer : layer_times(share, resolve_transpoints(c.model, c.train.seq_len)))
+    cost.push_back(layer.total().total());
+  return partition(cost, embedding_time(share).total().total(), head_time(share).total().total(),
+                   c.parallel.pp * c.parallel.virtual_stages);
+}
 
 Placement place(const Config& config, const Mesh& mesh) {
   const Machine machine = machine_of(config);
-  Placement placement{&mesh, plan_stages(config, machine), {}};
-  if (mesh.cp().size() > 1) placement.layout = plan_layout(config, machine);
-  return placement;
+  const ContextLayout layout = plan_layout(config, machine);
+  return {&mesh, plan_stages(config, machine, layout), mesh.cp().size() > 1 ? layout : ContextLayout()};
 }
 
 }  // namespace transmamba

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/config.h"
+#include "core/machine.h"
 #include "parallel/context/layout.h"
 #include "parallel/mesh.h"
 #include "parallel/pipeline/partition.h"
@@ -23,7 +24,17 @@ struct Placement {
   }
 };
 
-/// As the plan of this configuration has it (parallel/plan.h), its degrees resolved and those of `mesh`.
+/// Machine that `config` asks for: parallel.machine's file, or what is built in for train.device. All ranks
+/// must read the same numbers, or they would balance differently.
+Machine machine_of(const Config& config);
+
+/// Segments of each cp rank, by parallel.cp_layout and parallel.cp_chunk.
+ContextLayout plan_layout(const Config& config, const Machine& machine);
+/// Layers of each of pp * virtual_stages virtual stages (stage s on rank s % pp), by what layers, embedding
+/// and head take on the busiest rank of `layout`.
+std::vector<Stage> plan_stages(const Config& config, const Machine& machine, const ContextLayout& layout);
+
+/// Both, for a resolved configuration with the degrees of `mesh`.
 Placement place(const Config& config, const Mesh& mesh);
 
 }  // namespace transmamba

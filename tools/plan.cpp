@@ -3,7 +3,7 @@
 
 #include <charconv>
 
-#include "parallel/plan.h"
+#include "parallel/plan/plan.h"
 #include "tools/commands.h"
 
 namespace transmamba {

@@ -1,7 +1,7 @@
 // What a plan says a rank's memory will hold, beside what its allocator has held.
 #include <gtest/gtest.h>
 
-#include "parallel/plan.h"
+#include "parallel/plan/plan.h"
 #include "tests/parallel/worlds.h"
 
 namespace transmamba {

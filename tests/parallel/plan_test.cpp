@@ -1,4 +1,4 @@
-#include "parallel/plan.h"
+#include "parallel/plan/plan.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -53,7 +53,8 @@ TEST(Plan, SaysWhichLayoutsTheLengthDoesNotAllow) {
 TEST(Plan, GivesADearMixerFewNeighbours) {
   const Config config =
       paper({"--parallel.pp", "4", "--model.transpoints", "0,0,0,0,0,T", "--model.num_layers", "12"});
-  const std::vector<Stage> stages = plan_stages(config, Machine::builtin_cpu());
+  const std::vector<Stage> stages =
+      plan_stages(config, Machine::builtin_cpu(), plan_layout(config, Machine::builtin_cpu()));
   ASSERT_EQ(stages.size(), 4U);
   EXPECT_EQ(stages.front().begin, 0);
   EXPECT_EQ(stages.back().end, 12);
@@ -100,7 +101,8 @@ TEST(Plan, MoreOfEverythingTakesLessTime) {
 TEST(Plan, StagesHoldAllParameters) {
   const Config config = paper({"--parallel.pp", "4", "--model.tie_embeddings", "false"});
   double sum = 0;
-  for (const Stage& stage : plan_stages(config, Machine::builtin_h200()))
+  for (const Stage& stage :
+       plan_stages(config, Machine::builtin_h200(), plan_layout(config, Machine::builtin_h200())))
     sum += stage_parameters(config, stage);
   EXPECT_EQ(static_cast<std::int64_t>(sum), parameter_count(config.model));
   EXPECT_EQ(static_cast<std::int64_t>(stage_parameters(paper(), Stage{0, 24, true, true})),

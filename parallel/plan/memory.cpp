@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "core/cost_model.h"
-#include "parallel/plan.h"
+#include "parallel/plan/plan.h"
 
 namespace transmamba {
 namespace {

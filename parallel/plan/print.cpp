@@ -4,7 +4,7 @@
 
 #include "core/cost_model.h"
 #include "core/metrics.h"
-#include "parallel/plan.h"
+#include "parallel/plan/plan.h"
 
 namespace transmamba {
 namespace {

@@ -1,29 +1,16 @@
 // What a run will look like before it runs: who holds which tokens and layers, in which order micro-batches
-// pass, how much memory that takes, and how long a step. Training takes its layout and its stages from here,
-// so what `transmamba plan` shows is what happens.
+// pass, how much memory that takes, and how long a step. Layout and stages are those that training takes
+// (parallel/placement.h), so what `transmamba plan` shows is what happens.
 #pragma once
 
 #include <string>
 #include <vector>
 
-#include "core/config.h"
-#include "core/machine.h"
-#include "parallel/context/layout.h"
-#include "parallel/pipeline/partition.h"
 #include "parallel/pipeline/schedule.h"
-#include "parallel/step_time.h"
+#include "parallel/placement.h"
+#include "parallel/plan/step_time.h"
 
 namespace transmamba {
-
-/// Machine that `config` asks for: parallel.machine's file, or what is built in for train.device. All ranks
-/// must read the same numbers, or they would balance differently.
-Machine machine_of(const Config& config);
-
-/// Segments of each cp rank, by parallel.cp_layout and parallel.cp_chunk.
-ContextLayout plan_layout(const Config& config, const Machine& machine);
-/// Layers of each of pp * virtual_stages virtual stages (stage s on rank s % pp), by what layers, embedding
-/// and head take on the busiest rank of plan_layout().
-std::vector<Stage> plan_stages(const Config& config, const Machine& machine);
 
 /// Bytes on one rank. What the allocator keeps for reuse beside them, and the program itself, come on top.
 struct Memory {

@@ -1,4 +1,4 @@
-#include "parallel/step_time.h"
+#include "parallel/plan/step_time.h"
 
 #include <algorithm>
 #include <map>

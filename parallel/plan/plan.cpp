@@ -1,7 +1,6 @@
-#include "parallel/plan.h"
+#include "parallel/plan/plan.h"
 
 #include <algorithm>
-#include <map>
 
 #include "core/transpoint.h"
 #include "kernels/check.h"
@@ -15,36 +14,9 @@ std::vector<double> sequence_costs(const Config& c, const Machine& machine) {
   return token_costs(c.model, transpoints, machine, c.train.seq_len, c.parallel.cp > 1);
 }
 
-/// Even in every mixer, as its keys, values and states make ranks wait for each other there: mixers of one
-/// TransPoint are a part. What does not depend on positions is one more, so that a tenth of a percent of a
-/// step is not bought with segments.
-ContextLayout balance_mixers(const Config& c, const Machine& machine) {
-  std::map<std::int64_t, double> mixers;
-  for (const std::int64_t p : resolve_transpoints(c.model, c.train.seq_len)) mixers[p] += 1;
-  // Calls cost by the segment, and pieces become segments only after they are dealt.
-  Machine per_token = machine;
-  for (OpCost* op : {&per_token.attention, &per_token.rope, &per_token.scan, &per_token.summary})
-    op->call = 0;
-  const double tokens = static_cast<double>(c.train.seq_len);
-  Seconds rest = mixer_rest_seconds(c.model, machine, tokens, 1) * static_cast<double>(c.model.num_mixers());
-  rest += mlp_seconds(c.model, machine, tokens, 1) *
-          static_cast<double>(c.model.num_layers - c.model.num_mixers());
-  rest += embedding_seconds(c.model, machine, tokens, 1);
-  rest += head_seconds(c.model, machine, tokens, 1);
-  return balanced_layout(c.train.seq_len, c.parallel.cp, [&](Segment s) {
-    std::vector<double> parts{rest.total() * static_cast<double>(s.size()) / tokens};
-    for (const auto& [p, count] : mixers)
-      parts.push_back(
-          count * mixing_seconds(c.model, per_token, p, c.train.seq_len, s.begin, s.end, 1, c.parallel.cp > 1)
-                      .total());
-    return parts;
-  });
-}
-
-ContextLayout layout_named(const std::string& name, const Config& c, const Machine& machine) {
-  check_layout(name, c.train.seq_len, c.parallel.cp, c.parallel.cp_chunk);
-  if (name == "balanced") return balance_mixers(c, machine);
-  return make_layout(name, c.train.seq_len, c.parallel.cp, c.parallel.cp_chunk, {});
+Config with_layout(Config config, const std::string& name) {
+  config.parallel.cp_layout = name;
+  return config;
 }
 
 /// The four ways to deal the sequence, each with what it would cost.
@@ -56,7 +28,7 @@ std::vector<LayoutChoice> compare_layouts(const Config& c, const Machine& machin
     LayoutChoice& choice = choices.emplace_back();
     choice.name = name;
     try {
-      const ContextLayout layout = layout_named(name, c, machine);
+      const ContextLayout layout = plan_layout(with_layout(c, name), machine);
       for (const auto& mine : layout.segments) choice.segments = std::max(choice.segments, mine.size());
       choice.imbalance = imbalance(layout, cost);
       choice.waiting = waiting_imbalance({c, machine, layout}, transpoints);
@@ -97,22 +69,6 @@ double exposed_dp_seconds(const Plan& plan) {
 
 }  // namespace
 
-Machine machine_of(const Config& config) { return Machine::of(config.parallel.machine, config.train.device); }
-
-ContextLayout plan_layout(const Config& c, const Machine& machine) {
-  return layout_named(c.parallel.cp_layout, c, machine);
-}
-
-std::vector<Stage> plan_stages(const Config& c, const Machine& machine) {
-  const ContextLayout layout = plan_layout(c, machine);
-  const RankShare share{c, machine, layout};
-  std::vector<double> cost;
-  for (const LayerTime& layer : layer_times(share, resolve_transpoints(c.model, c.train.seq_len)))
-    cost.push_back(layer.total().total());
-  return partition(cost, embedding_time(share).total().total(), head_time(share).total().total(),
-                   c.parallel.pp * c.parallel.virtual_stages);
-}
-
 Plan make_plan(const Config& config, int ranks, const Machine& machine) {
   check(config.model.vocab_size > 0, "plan",
         "model.vocab_size: expected a number above 0, got 0, which means the data file's; no data is read "
@@ -135,7 +91,7 @@ Plan make_plan(const Config& config, int ranks, const Machine& machine) {
   }
   if (p.cp > 1) plan.layouts = compare_layouts(c, machine, plan.transpoints, cost);
 
-  plan.stages = plan_stages(c, machine);
+  plan.stages = plan_stages(c, machine, plan.layout);
   const RankShare share{c, machine, plan.layout};
   const std::vector<LayerTime> layers = layer_times(share, plan.transpoints);
   std::vector<double> forward, backward;
