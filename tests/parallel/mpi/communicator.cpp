@@ -129,6 +129,22 @@ void lost() {
   }
 }
 
+void poll(Communicator& world) {
+  std::vector<float> x(100000, 1);
+  world.recorder().reset();
+  world.barrier("together");
+  Pending sum = world.start_all_reduce("polled", view(x));
+  while (!sum.poll()) std::this_thread::yield();
+  check(x[99999] == static_cast<float>(world.size()), "contract", "polled sum: got {}", x[99999]);
+  std::this_thread::sleep_for(std::chrono::seconds(3));  // work that hides nothing any more
+  check(sum.poll(), "contract", "a complete call is to stay complete");
+  sum.wait();
+  const Traffic traffic = world.recorder().total("polled");
+  check(traffic.calls == 1 && traffic.seconds < 2.5 && traffic.exposed <= traffic.seconds, "contract",
+        "expected seconds to end with the poll that saw the end, got {} of which exposed {}", traffic.seconds,
+        traffic.exposed);
+}
+
 /// Each on a communicator of its own, and every rank must say the same.
 void deadlock(const Process& process) {
   const auto start = std::chrono::steady_clock::now();
@@ -236,6 +252,7 @@ void run(const Process& process, const std::string& what) {
                  }),
                  {"[world] send of 4 bytes", "with tag 61", "has tags of at most 60"});
     agreement(*mpi_world(nullptr, 60));
+    poll(*mpi_world(nullptr, 60));
   } else if (what == "mismatch") {
     mismatch(process);
   } else if (what == "timeout") {
