@@ -1,6 +1,7 @@
 #include "core/tensor.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
@@ -8,17 +9,35 @@ namespace transmamba {
 
 namespace {
 constexpr std::int64_t kAlign = 64;
+
+std::atomic<bool> keeps_all{false};
+
+/// Never freed; a leak checker finds it here.
+void keep(std::byte* block) {
+  static std::mutex& mutex = *new std::mutex;
+  static auto& kept = *new std::vector<std::byte*>;
+  const std::lock_guard lock(mutex);
+  kept.push_back(block);
 }
+
+void let_go(std::byte* block) {
+  if (keeps_all)
+    keep(block);
+  else
+    std::free(block);
+}
+
+}  // namespace
 
 struct Allocator::Pool {
   ~Pool() {
     for (auto& [bytes, blocks] : free)
-      for (std::byte* block : blocks) std::free(block);
+      for (std::byte* block : blocks) let_go(block);
   }
   std::byte* take(std::int64_t bytes) {
     const std::lock_guard lock(mutex);
     std::byte* block = nullptr;
-    if (auto it = free.find(bytes); it != free.end() && !it->second.empty()) {
+    if (auto it = free.find(bytes); it != free.end() && !it->second.empty() && !keeps_all) {
       block = it->second.back();
       it->second.pop_back();
     } else {
@@ -63,6 +82,8 @@ void Allocator::reset_peak() {
   std::lock_guard lock(pool_->mutex);
   pool_->peak = pool_->in_use;
 }
+
+void Allocator::keep_all() { keeps_all = true; }
 
 Tensor::Tensor(Allocator& allocator, const Shape& shape, DType dtype)
     : block_(allocator.allocate(shape.numel() * size_of(dtype))), view_(block_.get(), dtype, shape) {}

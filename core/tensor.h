@@ -22,6 +22,9 @@ class Allocator {
   std::int64_t bytes_in_use() const;
   std::int64_t peak_bytes() const;  ///< most bytes ever in use at once
   void reset_peak();
+  /// From now on memory that is returned to any Allocator of this process stays as it is, neither unmapped
+  /// nor handed out again: someone outside may still read and write it. There is no way back.
+  static void keep_all();
 
  private:
   struct Pool;

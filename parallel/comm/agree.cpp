@@ -4,6 +4,8 @@
 #include <cstring>
 #include <new>
 
+#include "core/tensor.h"
+
 namespace transmamba {
 
 std::vector<std::string> gather_text(Communicator& group, std::string_view purpose, const std::string& mine,
@@ -18,11 +20,14 @@ std::vector<std::string> gather_text(Communicator& group, std::string_view purpo
   std::vector<std::string> texts(ranks);
   if (longest == 0) return texts;
   const std::size_t words = (longest + 3) / 4;
-  std::vector<std::int32_t> packed(words), all(ranks * words);
-  std::memcpy(packed.data(), mine.data(), mine.size());
-  group.all_gather(purpose, view(packed), view(all), where);
+  Allocator memory;  // which MPI may still write to where this call fails
+  const Tensor packed(memory, {static_cast<std::int64_t>(words)}, DType::i32);
+  const Tensor all(memory, {static_cast<std::int64_t>(ranks * words)}, DType::i32);
+  std::memset(packed.view().raw(), 0, words * sizeof(std::int32_t));
+  std::memcpy(packed.view().raw(), mine.data(), mine.size());
+  group.all_gather(purpose, packed, all, where);
   for (std::size_t rank = 0; rank < ranks; ++rank)
-    texts[rank].assign(reinterpret_cast<const char*>(all.data() + rank * words),
+    texts[rank].assign(reinterpret_cast<const char*>(all.ptr<std::int32_t>() + rank * words),
                        static_cast<std::size_t>(lengths[rank]));
   return texts;
 }

@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <numeric>
+#include <optional>
 
 #include "parallel/comm/backend.h"
 
@@ -163,6 +164,8 @@ void Pending::wait() {
   if (const auto work = std::move(work_)) work->wait();
 }
 
+bool Pending::poll() { return !work_ || work_->poll(); }
+
 void Pending::finish() noexcept {
   try {
     // While an exception passes, other ranks may never make their side of this call.
@@ -178,17 +181,26 @@ class Communicator::Timed : public Pending::Work {
   Timed(std::unique_ptr<Work> inner, const Communicator& of, const Call& call, std::int64_t bytes,
         Clock::time_point start)
       : inner_(std::move(inner)), recorder_(of.recorder_), axis_(of.axis_), purpose_(call.purpose) {
-    bytes_ = bytes, start_ = start, in_start_ = Clock::now() - start;
+    bytes_ = bytes, start_ = start, exposed_ = Clock::now() - start;
   }
   void wait() override {
     const auto begin = Clock::now();
     if (inner_) inner_->wait();
-    const auto end = Clock::now();
+    if (!end_) end_ = Clock::now(), exposed_ += *end_ - begin;
     recorder_->add(axis_, purpose_,
                    {.calls = 1,
                     .bytes = bytes_,
-                    .seconds = in_seconds(end - start_),
-                    .exposed = in_seconds(in_start_ + (end - begin))});
+                    .seconds = in_seconds(*end_ - start_),
+                    .exposed = in_seconds(exposed_)});
+  }
+  bool poll() override {
+    if (end_) return true;
+    const auto begin = Clock::now();
+    const bool done = !inner_ || inner_->poll();
+    const auto now = Clock::now();
+    exposed_ += now - begin;
+    if (done) end_ = now;
+    return done;
   }
 
  private:
@@ -198,7 +210,8 @@ class Communicator::Timed : public Pending::Work {
   std::string_view purpose_;
   std::int64_t bytes_ = 0;
   Clock::time_point start_;
-  Clock::duration in_start_{};
+  Clock::duration exposed_{};
+  std::optional<Clock::time_point> end_;
 };
 
 /// The nth message of a tag is for the nth receive of that tag.

@@ -10,7 +10,9 @@
 // group throws an Error that names both calls and where they stand in the source.
 //
 // Buffers are contiguous views of f32, f64 or i32 (sums of i32 wrap; max works for all three). They belong to
-// a call from start_x() until wait() returns. Reductions have a fixed order: the same call on the same
+// a call from start_x() until wait() returns. Where an exception passes a call under way, MPI may read and
+// write them until the process ends: memory of an Allocator then stays mapped, other memory of more than 2048
+// bytes has to be kept by its owner. Reductions have a fixed order: the same call on the same
 // numbers gives the same bits, on every rank and in every run.
 #pragma once
 
@@ -82,6 +84,7 @@ class Pending {
    public:
     virtual ~Work() = default;
     virtual void wait() = 0;
+    virtual bool poll() { return false; }  ///< as Pending::poll()
   };
   Pending() = default;
   Pending(std::unique_ptr<Work> work);  // NOLINT: a started call is pending
@@ -89,6 +92,10 @@ class Pending {
   Pending& operator=(Pending&& other) noexcept;
   ~Pending();
   void wait();
+  /// Lets this and other calls of the rank move on without waiting, as MPI does only when it is called; cheap
+  /// enough for every layer. True once the call is seen to be complete, so that wait() returns at once; false
+  /// says nothing (over threads calls need no push, and it is always false). Throws as wait() does.
+  bool poll();
 
  private:
   void finish() noexcept;
@@ -149,7 +156,7 @@ class Communicator {
   /// A collective call: ranks of equal `color` >= 0 become a group named `axis`, in the order of `order`.
   std::unique_ptr<Communicator> split(std::string axis, int color, int order, Site where = Site::current());
 
-  static constexpr int kMaxTag = 1 << 20;
+  static constexpr int kMaxTag = 1 << 19;  ///< as many as the MPI libraries of today allow
 
  protected:
   Communicator(std::string axis, int rank, int size, std::shared_ptr<Recorder> recorder);

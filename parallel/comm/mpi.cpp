@@ -1,10 +1,6 @@
 #include "parallel/comm/mpi.h"
 
-#include <sched.h>
-
 #include <algorithm>
-#include <chrono>
-#include <optional>
 
 #include "parallel/comm/envelope.h"
 #include "parallel/comm/mpi_engine.h"
@@ -13,16 +9,19 @@ namespace transmamba {
 namespace {
 
 using Kind = Call::Kind;
-using Clock = std::chrono::steady_clock;
 
 /// Below this an all_reduce sends everything to everyone, above it sums parts and gathers them.
 constexpr std::size_t kSmallReduction = 16384;
-constexpr std::int64_t kPollsBeforeYield = 50;
+/// A call's envelopes and data have tags of their own, as far as there are tags; then these come again. That
+/// cannot mix calls up: both sides start all calls of a group in one order, and MPI keeps the order of a tag.
+constexpr int kMostCallTags = 4096;
 
-/// Tags of messages lie below kMaxTag; the two of collective call number i are these, and come again after
-/// 2^29.
-int tag_of(std::int64_t number, bool data) {
-  return Communicator::kMaxTag + 2 * static_cast<int>(number % (1 << 29)) + (data ? 1 : 0);
+/// The sums of all_reduces in parts follow later, so they have a tag of their own and take turns.
+constexpr int kSumsTag = 0;
+enum class What { envelope, data };
+int tag_of(const MpiEngine& engine, std::int64_t number, What what) {
+  const int calls = std::min(kMostCallTags, engine.largest_tag / 2);
+  return 1 + (what == What::data ? calls : 0) + static_cast<int>(number % calls);
 }
 
 /// Memory that goes to or comes from another rank.
@@ -34,108 +33,70 @@ struct Block {
 
 class MpiCommunicator : public Communicator {
  public:
-  MpiCommunicator(std::shared_ptr<MpiEngine> engine, MPI_Comm comm, std::string axis, int rank, int size,
-                  std::shared_ptr<Recorder> recorder)
-      : Communicator(std::move(axis), rank, size, std::move(recorder)),
-        engine_(std::move(engine)),
-        comm_(comm) {
-    mpi_check(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  MpiCommunicator(MpiGroup group, std::shared_ptr<Recorder> recorder)
+      : Communicator(group.axis, group.rank, group.size, std::move(recorder)),
+        group_(std::make_shared<MpiGroup>(std::move(group))) {
+    for (const MPI_Comm comm : {group_->messages, group_->collectives})
+      mpi_check(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   }
   ~MpiCommunicator() override {
     int finalized = 0;
     MPI_Finalized(&finalized);
-    // Messages that are still on their way need the communicator.
-    if (!finalized && !engine_->error && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
+    // Messages that are still on their way need the communicators.
+    if (!finalized && !group_->engine->error && std::uncaught_exceptions() == 0)
+      MPI_Comm_free(&group_->messages), MPI_Comm_free(&group_->collectives);
   }
 
  private:
-  class Waiting;
   class Collective;
   class Receive;
 
   std::unique_ptr<Pending::Work> start(const Call& call) override;
+  void start_message(const Call& call);
   std::unique_ptr<Communicator> make_split(std::string axis, const std::vector<int>& members,
                                            int split) override;
 
-  std::shared_ptr<MpiEngine> engine_;
-  MPI_Comm comm_;
-  std::int64_t calls_ = 0;
+  std::shared_ptr<MpiGroup> group_;
 };
 
-/// Polls, lets others run, and looks at the clock.
-class MpiCommunicator::Waiting : public Pending::Work, public MpiEngine::Step {
+class MpiCommunicator::Collective : public MpiWaiting {
  public:
-  explicit Waiting(MpiCommunicator& of, const Call& call)
-      : engine_(of.engine_),
-        comm_(of.comm_),
-        axis_(of.axis()),
-        rank_(of.rank()),
-        size_(of.size()),
-        call_(call) {
-    call_.outgoing = {}, call_.incoming = {};
-  }
-  void wait() override {
-    if (engine_->error) throw Error(*engine_->error);
-    std::optional<Clock::time_point> start;
-    for (std::int64_t polls = 0; !advance(); ++polls) {
-      engine_->poll();
-      // Others may need this core to get on. Not at once, though: on a busy machine a core given away comes
-      // back after milliseconds.
-      if (polls >= kPollsBeforeYield) sched_yield();
-      if (polls % 256 != 255) continue;
-      if (!start) start = Clock::now();
-      if (std::chrono::duration<double>(Clock::now() - *start).count() > engine_->timeout) time_out();
-    }
-  }
-
- protected:
-  virtual std::vector<int> missing() = 0;
-  [[noreturn]] void time_out() {
-    std::string peers;
-    for (int peer : missing()) peers += fmt::format("{}{}", peers.empty() ? "" : ", ", peer);
-    engine_->break_with(fmt::format("[{}] rank {} has waited {} s in {}; {}", axis_, rank_, engine_->timeout,
-                                    to_string(call_),
-                                    peers.empty() ? "others have not taken what it sent"
-                                                  : "nothing has come from rank " + peers + " of the group"));
-  }
-
-  std::shared_ptr<MpiEngine> engine_;
-  MPI_Comm comm_;
-  std::string axis_;
-  int rank_, size_;
-  Call call_;
-};
-
-class MpiCommunicator::Collective : public MpiCommunicator::Waiting {
- public:
-  Collective(MpiCommunicator& of, const Call& call)
-      : Waiting(of, call), number_(of.calls_++), capacity_(Envelope::capacity(size_)) {
+  Collective(const std::shared_ptr<MpiGroup>& group, const Call& call)
+      : MpiWaiting(group, call),
+        number_(group->calls++),
+        capacity_(Envelope::capacity(size_)),
+        envelope_tag_(tag_of(engine(), number_, What::envelope)),
+        envelopes_(engine()),
+        data_(engine()) {
+    want_.number = number_;
+    engine().watch.started(group->id);
+    const MPI_Comm comm = group->collectives;
+    const int data_tag = tag_of(engine(), number_, What::data);
     const auto n = static_cast<std::size_t>(size_);
     sends_.resize(n), receives_.resize(n);
     plan(call);
     // The envelopes of all ranks lie side by side; ours among them for the comparison.
     theirs_ = Bytes(n * capacity_), ours_ = Bytes(n * capacity_);
     for_peers([&](int peer, const Block&, const Block& in) {
-      envelopes_.receive(comm_, theirs_.data() + place(peer), capacity_, peer, tag_of(number_, false),
-                         capacity_);
+      envelopes_.receive(comm, theirs_.data() + place(peer), capacity_, peer, envelope_tag_, capacity_);
       if (in.bytes > Envelope::kAttached)
-        data_.receive(comm_, in.to, in.bytes, peer, tag_of(number_, true), engine_->largest);
+        data_.receive(comm, in.to, in.bytes, peer, data_tag, engine().largest);
     });
     Envelope::pack(theirs_.data() + place(rank_), call_, number_, table_, nullptr, 0);
     for_peers([&](int peer, const Block& out, const Block&) {
       std::byte* envelope = ours_.data() + place(peer);
       const std::size_t length = Envelope::pack(envelope, call_, number_, table_, out.from, out.bytes);
-      data_.send(comm_, envelope, length, peer, tag_of(number_, false), capacity_);
+      data_.send(comm, envelope, length, peer, envelope_tag_, capacity_);
       if (out.bytes > Envelope::kAttached)
-        data_.send(comm_, out.from, out.bytes, peer, tag_of(number_, true), engine_->largest);
+        data_.send(comm, out.from, out.bytes, peer, data_tag, engine().largest);
     });
-    if (in_parts_) engine_->steps.push_back(this);
+    if (in_parts_) turn_ = group->turns++, engine().steps.push_back(this);
   }
   ~Collective() override {
-    std::erase(engine_->steps, this);
+    std::erase(engine().steps, this);
     if (state_ == State::done) return;
     envelopes_.give_up(), data_.give_up();
-    for (Bytes* buffer : {&theirs_, &ours_, &scratch_}) engine_->graveyard.push_back(std::move(*buffer));
+    for (Bytes* buffer : {&theirs_, &ours_, &scratch_}) engine().graveyard.push_back(std::move(*buffer));
   }
 
   bool advance() override {
@@ -147,12 +108,13 @@ class MpiCommunicator::Collective : public MpiCommunicator::Waiting {
       });
       state_ = State::data;
     }
-    if (state_ == State::data && data_.done()) {
+    if (state_ == State::data && data_.done() && (!in_parts_ || group_->turn == turn_)) {
       finish();
+      group_->turn += in_parts_;
       state_ = in_parts_ ? State::gather : State::done;
     }
     if (state_ == State::gather && data_.done()) state_ = State::done;
-    if (state_ == State::done && in_parts_) std::erase(engine_->steps, this);
+    if (state_ == State::done && in_parts_) std::erase(engine().steps, this);
     return state_ == State::done;
   }
 
@@ -236,14 +198,14 @@ class MpiCommunicator::Collective : public MpiCommunicator::Waiting {
     const Envelope first = envelope(0);
     for (int r = 1; r < size_; ++r)
       if (envelope(r).fingerprint() != first.fingerprint())
-        engine_->break_with(mismatch_text(axis_, 0, first.call(), r, envelope(r).call()));
+        engine().break_with(mismatch_text(group_->axis, 0, first.call(), r, envelope(r).call()));
     if (call_.kind != Kind::exchange) return;
     for (int from = 0; from < size_; ++from)
       for (int to = 0; to < size_; ++to) {
         const std::int64_t sent = envelope(from).table(to), expected = envelope(to).table(size_ + from);
         if (sent != expected)
-          engine_->break_with(exchange_mismatch_text(axis_, from, sent, envelope(from).call(), to, expected,
-                                                     envelope(to).call()));
+          engine().break_with(exchange_mismatch_text(group_->axis, from, sent, envelope(from).call(), to,
+                                                     expected, envelope(to).call()));
       }
   }
 
@@ -265,12 +227,11 @@ class MpiCommunicator::Collective : public MpiCommunicator::Waiting {
         return static_cast<std::size_t>(begin(rank + 1) - begin(rank)) * width;
       };
       sum_onto(part(rank_), part(rank_), length(rank_));
-      // Envelopes have been read by now, so their tag of the same messages is free for the sums.
       for_peers([&](int peer, const Block&, const Block&) {
-        data_.receive(comm_, part(peer), length(peer), peer, tag_of(number_, false), engine_->largest);
+        data_.receive(group_->collectives, part(peer), length(peer), peer, kSumsTag, engine().largest);
       });
       for_peers([&](int peer, const Block&, const Block&) {
-        data_.send(comm_, part(rank_), length(rank_), peer, tag_of(number_, false), engine_->largest);
+        data_.send(group_->collectives, part(rank_), length(rank_), peer, kSumsTag, engine().largest);
       });
     }
   }
@@ -287,8 +248,10 @@ class MpiCommunicator::Collective : public MpiCommunicator::Waiting {
     copy_bytes(out, total, bytes);
   }
 
-  std::int64_t number_;
-  std::size_t capacity_;
+  const std::int64_t number_;
+  const std::size_t capacity_;
+  const int envelope_tag_;
+  std::int64_t turn_ = 0;
   State state_ = State::envelopes;
   bool in_parts_ = false;
   std::vector<Block> sends_, receives_;
@@ -297,18 +260,22 @@ class MpiCommunicator::Collective : public MpiCommunicator::Waiting {
   MpiRequests envelopes_, data_;
 };
 
-class MpiCommunicator::Receive : public MpiCommunicator::Waiting {
+class MpiCommunicator::Receive : public MpiWaiting {
  public:
-  Receive(MpiCommunicator& of, const Call& call) : Waiting(of, call), packed_(Envelope::capacity(0)) {
-    envelope_.receive(comm_, packed_.data(), packed_.size(), call.peer, call.tag, packed_.size());
+  Receive(const std::shared_ptr<MpiGroup>& group, const Call& call)
+      : MpiWaiting(group, call), packed_(Envelope::capacity(0)), envelope_(engine()), data_(engine()) {
+    want_.number = group->asked[{call.peer, call.tag}]++;
+    want_.peer = group->world_ranks[static_cast<std::size_t>(call.peer)], want_.tag = call.tag;
+    const MPI_Comm comm = group->messages;
+    envelope_.receive(comm, packed_.data(), packed_.size(), call.peer, call.tag, packed_.size());
     const std::size_t bytes = bytes_of(call.out);
     if (bytes > Envelope::kAttached)
-      data_.receive(comm_, call.out.raw(), bytes, call.peer, call.tag, engine_->largest);
+      data_.receive(comm, call.out.raw(), bytes, call.peer, call.tag, engine().largest);
   }
   ~Receive() override {
     if (envelope_.empty() && data_.empty()) return;
     envelope_.give_up(), data_.give_up();
-    engine_->graveyard.push_back(std::move(packed_));
+    engine().graveyard.push_back(std::move(packed_));
   }
   bool advance() override {
     if (!envelope_.empty() && envelope_.done()) {
@@ -316,7 +283,8 @@ class MpiCommunicator::Receive : public MpiCommunicator::Waiting {
       const std::size_t bytes = bytes_of(call_.out);
       if (envelope.bytes() != bytes ||
           envelope.fingerprint().dtype != static_cast<std::uint8_t>(call_.out.dtype()))
-        engine_->break_with(mismatch_text(axis_, call_.peer, envelope.call(), rank_, to_string(call_)));
+        engine().break_with(
+            mismatch_text(group_->axis, call_.peer, envelope.call(), rank_, to_string(call_)));
       if (bytes <= Envelope::kAttached) copy_bytes(call_.out.raw(), envelope.attached(), bytes);
     }
     return envelope_.empty() && data_.done();
@@ -329,52 +297,81 @@ class MpiCommunicator::Receive : public MpiCommunicator::Waiting {
 };
 
 std::unique_ptr<Pending::Work> MpiCommunicator::start(const Call& call) {
-  if (engine_->error) throw Error(*engine_->error);
-  if (call.kind == Kind::receive) return std::make_unique<Receive>(*this, call);
-  if (call.kind != Kind::send) return std::make_unique<Collective>(*this, call);
-  // A copy goes, for the sender may not have to wait for the receiver.
-  engine_->poll();
-  MpiEngine::Sent& sent = engine_->sent.emplace_back();
+  MpiEngine& engine = *group_->engine;
+  if (engine.error) throw Error(*engine.error);
+  if (call.kind != Kind::send && call.kind != Kind::receive)
+    return std::make_unique<Collective>(group_, call);
+  check(call.tag <= engine.largest_tag, axis(), "{}: this MPI library has tags of at most {}",
+        to_string(call), engine.largest_tag);
+  if (call.kind == Kind::receive) return std::make_unique<Receive>(group_, call);
+  start_message(call);
+  return nullptr;
+}
+
+/// A copy goes, for the sender may not have to wait for the receiver.
+void MpiCommunicator::start_message(const Call& call) {
+  MpiEngine& engine = *group_->engine;
+  engine.poll();
+  engine.watch.sent(group_->id, group_->world_ranks[static_cast<std::size_t>(call.peer)], call.tag);
+  MpiEngine::Sent& sent = engine.sent.emplace_back(engine);
   const std::size_t bytes = bytes_of(call.in);
   sent.envelope = Bytes(Envelope::capacity(0));
   const std::size_t length = Envelope::pack(sent.envelope.data(), call, 0, {}, call.in.raw(), bytes);
-  sent.requests.send(comm_, sent.envelope.data(), length, call.peer, call.tag, length);
-  if (bytes > Envelope::kAttached) {
-    sent.data = Bytes(call.in);
-    sent.requests.send(comm_, sent.data.data(), bytes, call.peer, call.tag, engine_->largest);
-  }
-  return nullptr;
+  sent.requests.send(group_->messages, sent.envelope.data(), length, call.peer, call.tag, length);
+  if (bytes <= Envelope::kAttached) return;
+  sent.data = Bytes(call.in);
+  sent.requests.send(group_->messages, sent.data.data(), bytes, call.peer, call.tag, engine.largest);
 }
 
 std::unique_ptr<Communicator> MpiCommunicator::make_split(std::string axis, const std::vector<int>& members,
                                                           int split) {
+  MpiGroup made;
+  made.engine = group_->engine, made.axis = std::move(axis);
+  made.size = static_cast<int>(members.size());
+  made.rank = static_cast<int>(std::find(members.begin(), members.end(), rank()) - members.begin());
+  for (int member : members)
+    made.world_ranks.push_back(group_->world_ranks[static_cast<std::size_t>(member)]);
+  made.id = group_->id;
+  for (const int part : {split, made.world_ranks[0]})  // hashed: unlike those of all other groups
+    made.id = (made.id ^ static_cast<std::uint64_t>(part + 1)) * 0x9e3779b97f4a7c15 + (made.id >> 29);
+  made.engine->watch.known(made.id);
   MPI_Group all = MPI_GROUP_NULL, some = MPI_GROUP_NULL;
-  MPI_Comm comm = MPI_COMM_NULL;
-  mpi_check(MPI_Comm_group(comm_, &all), "MPI_Comm_group");
-  mpi_check(MPI_Group_incl(all, static_cast<int>(members.size()), members.data(), &some), "MPI_Group_incl");
-  mpi_check(MPI_Comm_create_group(comm_, some, split % kMaxTag, &comm), "MPI_Comm_create_group");
+  const int tag = split % std::min(kMaxTag, made.engine->largest_tag);
+  mpi_check(MPI_Comm_group(group_->collectives, &all), "MPI_Comm_group");
+  mpi_check(MPI_Group_incl(all, made.size, members.data(), &some), "MPI_Group_incl");
+  mpi_check(MPI_Comm_create_group(group_->collectives, some, tag, &made.collectives),
+            "MPI_Comm_create_group");
   MPI_Group_free(&all), MPI_Group_free(&some);
-  const auto index = std::find(members.begin(), members.end(), rank()) - members.begin();
-  return std::make_unique<MpiCommunicator>(engine_, comm, std::move(axis), static_cast<int>(index),
-                                           static_cast<int>(members.size()), recorder_);
+  mpi_check(MPI_Comm_dup(made.collectives, &made.messages), "MPI_Comm_dup");
+  return std::make_unique<MpiCommunicator>(std::move(made), recorder_);
+}
+
+/// MPI's own bound: 2^31 - 1 for Open MPI over TCP, 2^23 - 1 for UCX, 2^19 - 1 for Intel MPI.
+int largest_tag() {
+  int* value = nullptr;
+  int there = 0;
+  mpi_check(MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, static_cast<void*>(&value), &there),
+            "MPI_Comm_get_attr");
+  return there ? *value : 32767;  // which MPI promises
 }
 
 }  // namespace
 
 std::unique_ptr<Communicator> mpi_world(std::shared_ptr<Recorder> recorder, double timeout_seconds,
-                                        std::size_t largest_message) {
-  int rank = 0, size = 0;
-  MPI_Comm comm = MPI_COMM_NULL;
-  mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &comm), "MPI_Comm_dup");
-  mpi_check(MPI_Comm_rank(comm, &rank), "MPI_Comm_rank");
-  mpi_check(MPI_Comm_size(comm, &size), "MPI_Comm_size");
-  if (size == 1) {
-    MPI_Comm_free(&comm);
-    return self_communicator("world", std::move(recorder));
-  }
-  auto engine = std::make_shared<MpiEngine>();
-  engine->timeout = timeout_seconds, engine->largest = largest_message;
-  return std::make_unique<MpiCommunicator>(std::move(engine), comm, "world", rank, size, std::move(recorder));
+                                        const MpiLimits& limits) {
+  MpiGroup world;
+  mpi_check(MPI_Comm_rank(MPI_COMM_WORLD, &world.rank), "MPI_Comm_rank");
+  mpi_check(MPI_Comm_size(MPI_COMM_WORLD, &world.size), "MPI_Comm_size");
+  if (world.size == 1) return self_communicator("world", std::move(recorder));
+  mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &world.messages), "MPI_Comm_dup");
+  mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &world.collectives), "MPI_Comm_dup");
+  world.engine = std::make_shared<MpiEngine>(limits.patience);
+  world.engine->timeout = timeout_seconds, world.engine->largest = limits.largest_message;
+  world.engine->largest_tag = std::min(limits.largest_tag, largest_tag());
+  world.axis = "world", world.id = 1;
+  world.engine->watch.known(world.id);
+  for (int rank = 0; rank < world.size; ++rank) world.world_ranks.push_back(rank);
+  return std::make_unique<MpiCommunicator>(std::move(world), std::move(recorder));
 }
 
 }  // namespace transmamba

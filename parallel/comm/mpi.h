@@ -6,6 +6,7 @@
 // throws.
 #pragma once
 
+#include <climits>
 #include <cstddef>
 #include <memory>
 
@@ -13,10 +14,21 @@
 
 namespace transmamba {
 
-/// All processes, over a duplicate of MPI_COMM_WORLD; MPI must be initialised, and one thread makes all
-/// calls. A wait longer than `timeout_seconds` throws an Error that names the call and the ranks that did not
-/// come. A longer message than `largest_message` bytes is cut (MPI counts in 32 bits; tests make it small).
+/// What MPI allows, and what tests make small.
+struct MpiLimits {
+  std::size_t largest_message = std::size_t{1}
+                                << 30;  ///< bytes; a longer one is cut, for MPI counts in 32 bits
+  int largest_tag = INT_MAX;  ///< the library's own MPI_TAG_UB where that is less, and then of messages too
+  double patience = 2;        ///< seconds after which a wait is told to the other ranks
+};
+
+/// All processes, over duplicates of MPI_COMM_WORLD; MPI must be initialised, and one thread makes all
+/// calls.
+///
+/// Once all ranks wait, each for what another that waits has not begun, all throw one Error that names the
+/// call of each, within seconds: also across groups. A run that is only slow is never taken for such a one. A
+/// wait longer than `timeout_seconds` throws an Error that names the call and the ranks that did not come.
 std::unique_ptr<Communicator> mpi_world(std::shared_ptr<Recorder> recorder, double timeout_seconds,
-                                        std::size_t largest_message = std::size_t{1} << 30);
+                                        const MpiLimits& limits = {});
 
 }  // namespace transmamba

@@ -1,12 +1,17 @@
 #include "parallel/comm/mpi_engine.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <chrono>
+
+#include "core/tensor.h"
 
 namespace transmamba {
 namespace {
 
 using Clock = std::chrono::steady_clock;
+constexpr std::int64_t kPollsBeforeYield = 50, kPollsBetweenLooks = 256;
 
 /// MPI counts in 32 bits.
 template <class Post>
@@ -25,25 +30,32 @@ void mpi_check(int code, const char* what) {
   fail("mpi", "{}: {}", what, text);
 }
 
+/// Whoever sees the failure first may have nobody to tell (a destructor), so the engine remembers it.
+void MpiRequests::check(int code, const char* what) const try {
+  mpi_check(code, what);
+} catch (const Error& error) {
+  engine_->break_with(error.what());
+}
+
 void MpiRequests::send(MPI_Comm comm, const std::byte* data, std::size_t bytes, int peer, int tag,
                        std::size_t largest) {
   cut(bytes, largest, [&](std::size_t begin, int count) {
-    mpi_check(MPI_Isend(data + begin, count, MPI_BYTE, peer, tag, comm, add(-1)), "MPI_Isend");
+    check(MPI_Isend(data + begin, count, MPI_BYTE, peer, tag, comm, add(-1)), "MPI_Isend");
   });
 }
 
 void MpiRequests::receive(MPI_Comm comm, std::byte* data, std::size_t bytes, int peer, int tag,
                           std::size_t largest) {
   cut(bytes, largest, [&](std::size_t begin, int count) {
-    mpi_check(MPI_Irecv(data + begin, count, MPI_BYTE, peer, tag, comm, add(peer)), "MPI_Irecv");
+    check(MPI_Irecv(data + begin, count, MPI_BYTE, peer, tag, comm, add(peer)), "MPI_Irecv");
   });
 }
 
 bool MpiRequests::done() {
   if (requests_.empty()) return true;
   int flag = 0;
-  mpi_check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag, MPI_STATUSES_IGNORE),
-            "MPI_Testall");
+  check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &flag, MPI_STATUSES_IGNORE),
+        "MPI_Testall");
   if (flag) requests_.clear(), peers_.clear();
   return flag != 0;
 }
@@ -61,6 +73,9 @@ std::vector<int> MpiRequests::missing() {
 }
 
 void MpiRequests::give_up() {
+  // Of these MPI reads and writes the caller's memory on: an Isend cannot be called back, and neither can an
+  // Irecv whose message is coming in. Other processes may do so too.
+  if (!requests_.empty()) Allocator::keep_all();
   for (std::size_t i = 0; i < requests_.size(); ++i) {
     if (requests_[i] == MPI_REQUEST_NULL) continue;
     if (peers_[i] >= 0) MPI_Cancel(&requests_[i]);
@@ -83,6 +98,46 @@ void MpiEngine::poll() {
   for (std::size_t i = 0; i < steps.size(); ++i) steps[i]->advance();
   for (auto one = sent.begin(); one != sent.end();)
     one = one->requests.done() ? sent.erase(one) : std::next(one);
+}
+
+MpiWaiting::MpiWaiting(std::shared_ptr<MpiGroup> group, const Call& call)
+    : group_(std::move(group)), rank_(group_->rank), size_(group_->size), call_(call) {
+  call_.outgoing = {}, call_.incoming = {};
+  want_.group = group_->id;
+}
+
+void MpiWaiting::wait() {
+  if (engine().error) throw Error(*engine().error);
+  std::optional<Clock::time_point> start;
+  std::int64_t wait = 0;
+  for (std::int64_t polls = 0; !advance(); ++polls) {
+    engine().poll();
+    // Others may need this core to get on. Not at once, though: on a busy machine a core given away comes
+    // back after milliseconds.
+    if (polls >= kPollsBeforeYield) sched_yield();
+    if (polls % kPollsBetweenLooks != kPollsBetweenLooks - 1) continue;
+    if (!start) start = Clock::now(), wait = engine().watch.new_wait();
+    look(wait, std::chrono::duration<double>(Clock::now() - *start).count());
+  }
+}
+
+bool MpiWaiting::poll() {
+  if (engine().error) throw Error(*engine().error);
+  engine().poll();
+  return advance();
+}
+
+void MpiWaiting::look(std::int64_t wait, double seconds) {
+  const std::string deadlock = engine().watch.look(
+      wait, seconds, want_, [&] { return fmt::format("{} of group {}", to_string(call_), group_->axis); });
+  if (!deadlock.empty()) engine().break_with(deadlock);
+  if (seconds <= engine().timeout) return;
+  std::string peers;
+  for (int peer : missing()) peers += fmt::format("{}{}", peers.empty() ? "" : ", ", peer);
+  engine().break_with(fmt::format("[{}] rank {} has waited {} s in {}; {}", group_->axis, rank_,
+                                  engine().timeout, to_string(call_),
+                                  peers.empty() ? "others have not taken what it sent"
+                                                : "nothing has come from rank " + peers + " of the group"));
 }
 
 MpiEngine::~MpiEngine() {

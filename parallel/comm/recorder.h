@@ -12,8 +12,8 @@ namespace transmamba {
 
 /// Of one rank. Bytes are those that this rank sends to others in the best algorithm (of n ranks): all_gather
 /// (n - 1) mine, reduce_scatter (n - 1) / n all, all_reduce 2 (n - 1) / n x, broadcast x at the root,
-/// exchange and send what goes to others. `seconds` run from start to completion as waited for, `exposed` is
-/// the part that the rank spent waiting inside start() and wait().
+/// exchange and send what goes to others. `seconds` run from start to completion as seen by the call's own
+/// poll() or wait(), `exposed` is the part that the rank spent inside start(), poll() and wait().
 struct Traffic {
   std::int64_t calls = 0, bytes = 0;
   double seconds = 0, exposed = 0;

@@ -182,8 +182,7 @@ TEST(Arguments, ThatCannotBeRightAreRefusedWithNumbers) {
               HasSubstr("not part 0"));
   EXPECT_THAT(refused([&] { world->broadcast("b", view(x), 1); }),
               HasSubstr("expected a rank in [0, 1), got 1"));
-  EXPECT_THAT(refused([&] { world->send("s", view(x), 0, 1 << 20); }),
-              HasSubstr("[0, 1048576), got 1048576"));
+  EXPECT_THAT(refused([&] { world->send("s", view(x), 0, 1 << 19); }), HasSubstr("[0, 524288), got 524288"));
   EXPECT_THAT(refused([&] { world->all_reduce("r", View(view(x).raw(), DType::bf16, {6})); }),
               HasSubstr("bfloat16"));
   EXPECT_THAT(refused([&] { world->all_reduce("r", view(x).split(0, 2).slice(1, 0, 1)); }),
@@ -228,16 +227,16 @@ TEST(Agreement, ThrowsTheSameEverywhere) {
   });
 }
 
-TEST(Threads, MakeThousandsOfSmallCallsASecond) {
+TEST(Threads, MakeSmallCallsWithoutSleeping) {
   run_as_threads(8, [](Communicator& world) {
     std::vector<double> x(16);
     const auto start = std::chrono::steady_clock::now();
     constexpr int kCalls = 2000;
     for (int i = 0; i < kCalls; ++i) world.all_reduce("small", view(x));
     const std::chrono::duration<double, std::micro> time = std::chrono::steady_clock::now() - start;
-    if (world.rank() == 0)
-      ::testing::Test::RecordProperty("us_a_call", std::to_string(time.count() / kCalls));
-    if (world.rank() == 0) fmt::print("{:.1f} us a call\n", time.count() / kCalls);
+    // Some 20 us each on two idle cores; a call that slept or polled on a clock would need far more than
+    // this.
+    EXPECT_LT(time.count() / kCalls, 5000) << "us a call";
   });
 }
 

@@ -5,10 +5,32 @@
 #include <chrono>
 #include <thread>
 
+#include "core/tensor.h"
 #include "launch/process.h"
 
 namespace transmamba {
 namespace {
+
+/// One fails as a training step does: large calls are under way, and unwinding gives their memory back.
+void fail_with_pending_calls(Communicator& world, bool it) {
+  Allocator memory;
+  std::vector<Tensor> buckets;
+  std::vector<Pending> pending;
+  const int n = world.size(), me = world.rank();
+  for (int i = 0; i < 4; ++i) {
+    const Tensor all = buckets.emplace_back(memory, Shape{n * 1500000}, DType::f32);
+    pending.push_back(
+        world.start_all_gather("parameters", all.slice(0, me * 1500000, (me + 1) * 1500000), all));
+    const Tensor out = buckets.emplace_back(memory, Shape{3000000}, DType::f32);
+    const Tensor in = buckets.emplace_back(memory, Shape{3000000}, DType::f32);
+    pending.push_back(world.start_receive("stage output", in, (me + n - 1) % n, 5));
+    pending.push_back(world.start_send("stage output", out, (me + 1) % n, 5));
+  }
+  pending[0].wait();  // the others have begun by then
+  check(!it, "data", "file is broken");
+  for (Pending& call : pending) call.wait();
+  world.barrier("never");
+}
 
 int act(Process& process, const std::string& word, int rank) {
   const auto world = process.world(60);
@@ -25,6 +47,8 @@ int act(Process& process, const std::string& word, int rank) {
   } else if (word == "compute") {  // one fails while the others are not in a call
     check(!it, "data", "file is broken");
     std::this_thread::sleep_for(std::chrono::seconds(60));
+  } else if (word == "pending") {
+    fail_with_pending_calls(*world, it);
   } else if (word == "two_fail") {
     check(process.rank() < rank, "data", "file is broken");
     world->barrier("never");

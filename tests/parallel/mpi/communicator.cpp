@@ -1,6 +1,9 @@
 // Run by mpirun: communicator contract     the contract tests over MPI
 //                communicator mismatch     calls that do not fit: every rank's Error names both
 //                communicator timeout      a rank that does not come is named
+//                communicator lost         a failure that only a destructor has seen is not forgotten
+//                communicator deadlock     ranks that wait for each other for ever say so within seconds
+//                communicator slow         ranks that wait for slow ones are left alone
 //                communicator latency      prints the time of small calls
 // Ends with 1 on the first failure.
 #include <algorithm>
@@ -20,8 +23,9 @@ View view(std::vector<T>& x) {
   return {reinterpret_cast<std::byte*>(x.data()), dtype_of<T>(), {static_cast<std::int64_t>(x.size())}};
 }
 
-void contract(Communicator& world) {
+void contract(Communicator& world, std::string_view but = "") {
   for (const ContractTest& test : contract_tests()) {
+    if (test.name == but) continue;
     test.run(world);
     world.barrier("between tests");
     if (world.rank() == 0) fmt::print("{}: ok\n", test.name);
@@ -111,6 +115,102 @@ void timeout() {
   }
 }
 
+/// Message b is taken for the data of a, which is too long for it: an error of MPI's that nobody waits for.
+void lost() {
+  const auto world = mpi_world(nullptr, 5);
+  std::vector<float> x(750), y(2);  // longer than what an envelope takes
+  if (world->rank() == 0) {
+    world->send("a", view(x), 1, 3);
+    std::this_thread::sleep_for(std::chrono::seconds(2));
+  } else if (world->rank() == 1) {
+    const Pending a = world->start_receive("a", view(y), 0, 3);
+    { const Pending b = world->start_receive("b", view(y), 0, 3); }
+    expect_parts(error_of([&] { world->barrier("later"); }), {"[mpi] MPI_Testall: "});
+  }
+}
+
+void poll(Communicator& world) {
+  std::vector<float> x(100000, 1);
+  world.recorder().reset();
+  world.barrier("together");
+  Pending sum = world.start_all_reduce("polled", view(x));
+  while (!sum.poll()) std::this_thread::yield();
+  check(x[99999] == static_cast<float>(world.size()), "contract", "polled sum: got {}", x[99999]);
+  std::this_thread::sleep_for(std::chrono::seconds(3));  // work that hides nothing any more
+  check(sum.poll(), "contract", "a complete call is to stay complete");
+  sum.wait();
+  const Traffic traffic = world.recorder().total("polled");
+  check(traffic.calls == 1 && traffic.seconds < 2.5 && traffic.exposed <= traffic.seconds, "contract",
+        "expected seconds to end with the poll that saw the end, got {} of which exposed {}", traffic.seconds,
+        traffic.exposed);
+}
+
+/// Each on a communicator of its own, and every rank must say the same.
+void deadlock(const Process& process) {
+  const auto start = std::chrono::steady_clock::now();
+  const int rank = process.rank(), size = process.size();
+  std::vector<float> x(100000);
+  const auto expect_everywhere = [&](const std::string& error, std::initializer_list<const char*> parts) {
+    expect_parts(error, parts);
+    const std::vector<std::string> all = gather_text(*mpi_world(nullptr, 20), "errors", error);
+    for (const std::string& other : all)
+      check(other == error, "contract", "expected the same on all ranks, got {} and {}", error, other);
+  };
+  {  // a rank in a call of tp and one in a call of cp, each with all ranks, the others in either
+    const auto world = mpi_world(nullptr, 60);
+    const auto tp = world->split("tp", 0, rank), cp = world->split("cp", 0, -rank);
+    tp->barrier("before"), cp->barrier("before"), tp->all_reduce("before", view(x));
+    expect_everywhere(
+        error_of([&] {
+          if (rank % 2 == 0)
+            tp->all_reduce("partial sums", view(x));
+          else
+            cp->barrier("states");
+        }),
+        {"for ever:\n  rank 0 in all_reduce of 400000 bytes (100000 float32) for partial sums at "
+         "tests/parallel/mpi/communicator.cpp:",
+         "of group tp\n  rank 1 in barrier for states at tests/parallel/mpi/communicator.cpp:",
+         "of group cp"});
+  }
+  {  // a message that never comes, after one of its tag that did; the others wait for its receiver
+    const auto world = mpi_world(nullptr, 60);
+    if (rank == size - 1) world->send("first", view(x), 0, 7);
+    expect_everywhere(
+        error_of([&] {
+          if (rank == 0)
+            world->receive("first", view(x), size - 1, 7), world->receive("second", view(x), size - 1, 7);
+          world->barrier("after");
+        }),
+        {"rank 0 in receive of 400000 bytes", "tag 7 for second", "rank 1 in barrier for after"});
+  }
+  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+  check(time.count() < 20, "contract", "two deadlocks took {} s", time.count());
+}
+
+/// Ranks wait long for one that computes, for one that computes after it has waited long itself, and again
+/// and again. The first time with the patience of real runs.
+void slow(const Process& process) {
+  const int rank = process.rank(), size = process.size();
+  const auto compute = [&](double seconds) {
+    std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+  };
+  std::vector<float> x(100000);
+  for (const double patience : {2.0, 0.0}) {
+    const auto world = mpi_world(nullptr, 60, {.patience = patience});
+    const auto tp = world->split("tp", rank / 2, rank), cp = world->split("cp", rank % 2, rank);
+    for (int round = 0; round < (patience > 0 ? 1 : 40); ++round) {
+      const double seconds = patience > 0 ? 5 : 0.02;
+      for (int one = 0; one < 2; ++one) {
+        if (rank == one) compute(seconds);
+        tp->all_reduce("x", view(x)), cp->all_reduce("x", view(x));
+      }
+      if (rank == size - 1) compute(seconds / 4), world->send("m", view(x), 0, round);
+      if (rank == 0) world->receive("m", view(x), size - 1, round);
+      world->barrier("all");
+    }
+  }
+}
+
 void agreement(Communicator& world) {
   const auto texts = gather_text(world, "texts", std::string(static_cast<std::size_t>(world.rank()), 'x'));
   for (std::size_t rank = 0; rank < texts.size(); ++rank)
@@ -142,12 +242,27 @@ void latency(Communicator& world) {
 void run(const Process& process, const std::string& what) {
   if (what == "contract") {
     contract(*mpi_world(nullptr, 60));
-    contract(*mpi_world(nullptr, 60, 1000));  // long messages are cut in pieces
+    contract(*mpi_world(nullptr, 60, {.largest_message = 1000}));  // long messages are cut in pieces
+    contract(*mpi_world(nullptr, 60, {.largest_tag = 60}), "messages_meet_by_tag");  // tags of calls recur
+    contract(*mpi_world(nullptr, 60, {.patience = 0}));                              // every wait is told
+    std::vector<float> x(1);
+    expect_parts(error_of([&] {
+                   const auto world = mpi_world(nullptr, 60, {.largest_tag = 60});
+                   world->send("m", view(x), (world->rank() + 1) % world->size(), 61);
+                 }),
+                 {"[world] send of 4 bytes", "with tag 61", "has tags of at most 60"});
     agreement(*mpi_world(nullptr, 60));
+    poll(*mpi_world(nullptr, 60));
   } else if (what == "mismatch") {
     mismatch(process);
   } else if (what == "timeout") {
     timeout();
+  } else if (what == "lost") {
+    lost();
+  } else if (what == "deadlock") {
+    deadlock(process);
+  } else if (what == "slow") {
+    slow(process);
   } else if (what == "latency") {
     latency(*mpi_world(nullptr, 60));
   } else {
