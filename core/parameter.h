@@ -90,8 +90,8 @@ class ParameterStore {
 
   /// Specs of a pack must agree in every local dim but the first.
   Pack add(std::vector<ParameterSpec> specs);
-  /// `parts`: how many data ranks share the optimizer's state. Buckets have `bucket_bytes`, and what their last
-  /// pack has more.
+  /// `parts`: how many data ranks share the optimizer's state. Buckets have `bucket_bytes`, and what their
+  /// last pack has more.
   void allocate(const Context& context, std::int64_t bucket_bytes = 25 << 20, int parts = 1);
   void initialise(std::int64_t seed);
   void zero_grad(const Stream& stream);

@@ -30,6 +30,7 @@ void GradientBuckets::complete(std::size_t first, std::size_t last) {
     const std::size_t bucket = model_.parameters().bucket_of(i);
     if (--incomplete_[bucket] == 0) reduce(bucket);
   }
+  for (Pending& pending : gradients_) pending.poll();  // those on their way move on between layers
 }
 
 void GradientBuckets::reduce(std::size_t i) {
@@ -64,6 +65,7 @@ void GradientBuckets::start_gather() {
 
 void GradientBuckets::needed(std::size_t first, std::size_t last) {
   if (values_.empty()) return;
+  for (Pending& pending : values_) pending.poll();
   for (std::size_t i = first; i < last; ++i) values_[model_.parameters().bucket_of(i)].wait();
 }
 

@@ -91,7 +91,7 @@ for name in ["no_shard", "flipped"]:
     expect(done.stdout.count(f"resumed from {name}/step_00000003 after step 3") == 1, f"{name}: expected step 3, got {done.stdout}")
 
 # ---- commands of one process, and verify
-for words in [["prepare"], ["generate", "--tokens", 3], ["plan", config, "--ranks", 2], ["bench", "--quick"]]:
+for words in [["prepare"], ["generate", "--tokens", 3], ["plan", config, "--ranks", 2]]:
     bad(2, words, f"[{words[0]}] processes: expected 1, got 2", "without mpirun")
 verify = lambda mesh: ["verify", GOLDEN, *keys(mesh)]
 bad(4, verify("tp=3"), "does not divide the 4 ranks", "one of 1, 2, 4")
