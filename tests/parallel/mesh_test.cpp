@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <ostream>
 
 #include "core/transpoint.h"
 #include "tests/parallel/worlds.h"
@@ -75,6 +76,8 @@ std::string name_of(const Share& s) {
   return fmt::format("tp{}cp{}pp{}dp{}{}{}", s.tp, s.cp, s.pp, s.dp, s.cp > 1 ? s.layout : "",
                      s.virtual_stages > 1 ? fmt::format("x{}", s.virtual_stages) : "");
 }
+
+void PrintTo(const Share& share, std::ostream* out) { *out << name_of(share); }
 
 Observed train(Config c, const Share& s, std::int64_t steps = 3) {
   c.parallel.tp = s.tp, c.parallel.cp = s.cp, c.parallel.pp = s.pp, c.parallel.dp = s.dp;
