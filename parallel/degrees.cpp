@@ -6,6 +6,7 @@
 
 #include "kernels/check.h"
 #include "parallel/context/layout.h"
+#include "parallel/would_work.h"
 
 namespace transmamba {
 namespace {
@@ -19,18 +20,13 @@ std::string divisors(std::int64_t number) {
   return fmt::format("{}", fmt::join(found, ", "));
 }
 
-std::string multiples(std::int64_t value, std::int64_t unit) {
-  const std::int64_t below = value / unit * unit;
-  return below == 0 ? fmt::format("{}", unit) : fmt::format("{} and {}", below, below + unit);
-}
-
 void check_mesh(const ParallelConfig& p, std::int64_t ranks) {
   const std::int64_t model = p.tp * p.cp * p.pp;
   if (ranks % model != 0)
     fail(kWhere,
          "parallel.tp x cp x pp = {} x {} x {} = {} does not divide the {} ranks; it may be one of {}; or "
          "start {} ranks",
-         p.tp, p.cp, p.pp, model, ranks, divisors(ranks), multiples(ranks, model));
+         p.tp, p.cp, p.pp, model, ranks, divisors(ranks), nearest_multiples(ranks, model));
   check(
       p.dp == 0 || model * p.dp == ranks, kWhere,
       "parallel.tp x cp x pp x dp = {} x {} x {} x {} = {}, but there are {} ranks; parallel.dp = {} (or 0) "
@@ -45,7 +41,7 @@ void check_tensor(const Config& c, std::int64_t tp) {
   const bool has_mlp = c.model.num_mixers() < c.model.num_layers;
   if (has_mlp && c.model.ffn_hidden_size % tp != 0)
     fail(kWhere, "parallel.tp = {} does not divide model.ffn_hidden_size = {}; the nearest that would do: {}",
-         tp, c.model.ffn_hidden_size, multiples(c.model.ffn_hidden_size, tp));
+         tp, c.model.ffn_hidden_size, nearest_multiples(c.model.ffn_hidden_size, tp));
 }
 
 void check_pipeline(const Config& c, const ParallelConfig& p) {
@@ -70,13 +66,13 @@ void check_batch(const Config& c, const ParallelConfig& p) {
     fail(kWhere,
          "train.global_batch = {} is no multiple of train.micro_batch x dp = {} x {} = {}; nearest "
          "global_batch that would do: {}",
-         batch, micro, p.dp, unit, multiples(batch, unit));
+         batch, micro, p.dp, unit, nearest_multiples(batch, unit));
   if (p.virtual_stages > 1 && batch / unit % p.pp != 0)
     fail(kWhere,
          "parallel.virtual_stages = {} deals micro-batches in groups of parallel.pp = {}, but a step has "
          "train.global_batch / (micro_batch x dp) = {} / ({} x {}) = {} of them; nearest global_batch that "
          "would do: {}",
-         p.virtual_stages, p.pp, batch, micro, p.dp, batch / unit, multiples(batch, unit * p.pp));
+         p.virtual_stages, p.pp, batch, micro, p.dp, batch / unit, nearest_multiples(batch, unit * p.pp));
 }
 
 }  // namespace

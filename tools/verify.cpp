@@ -126,8 +126,7 @@ class Verification {
 
   void put_logits(const Tensor& mine, std::int64_t first, const Tensor& all) const {
     const Sequence sequence = engine_.model().sequence(mine.dim(1));
-    const ShardSpec words{{config_.model.vocab_size}, 0, mesh_.tp().size(), mesh_.tp().rank()};
-    const std::int64_t begin = words.offset()[0];
+    const std::int64_t begin = vocab_shard(config_.model.vocab_size, mesh_.tp()).offset()[0];
     for (std::size_t i = 0; i < sequence.mine().size() && mine.dim(2) > 0; ++i) {
       const Sequence::Part& part = sequence.my_part(i);
       copy({.x = mine.slice(1, part.offset, part.offset + part.segment.size()),

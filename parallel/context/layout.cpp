@@ -8,17 +8,12 @@
 
 #include "kernels/check.h"
 #include "parallel/context/balance.h"
+#include "parallel/would_work.h"
 
 namespace transmamba {
 namespace {
 
 constexpr auto kWhere = "context";
-
-/// The multiples of `unit` next to `value`, for a message.
-std::string nearest_multiples(std::int64_t value, std::int64_t unit) {
-  const std::int64_t below = value / unit * unit;
-  return below == 0 ? fmt::format("{}", unit) : fmt::format("{} and {}", below, below + unit);
-}
 
 /// Numbers next to `from` that `accepts` likes, for a message; none where they are far away.
 template <class F>

@@ -4,17 +4,12 @@
 #include "kernels/embedding.h"
 
 namespace transmamba {
-namespace {
-
-/// Rows [begin, begin + count) of the vocabulary are this rank's.
-ShardSpec rows_of(std::int64_t vocab_size, const Communicator& tp) {
+ShardSpec vocab_shard(std::int64_t vocab_size, const Communicator& tp) {
   return {{vocab_size}, 0, tp.size(), tp.rank()};
 }
 
-}  // namespace
-
 VocabEmbedding::VocabEmbedding(Pack weight, std::int64_t vocab_size, Communicator& tp)
-    : weight_(weight), vocab_size_(vocab_size), begin_(rows_of(vocab_size, tp).offset()[0]), tp_(&tp) {}
+    : weight_(weight), vocab_size_(vocab_size), begin_(vocab_shard(vocab_size, tp).offset()[0]), tp_(&tp) {}
 
 Tensor VocabEmbedding::forward(const Context& context, const Tensor& tokens) const {
   const View weight = weight_.value();
@@ -42,8 +37,8 @@ void VocabEmbedding::backward(const Context& context, const Tensor& dresidual, c
 
 VocabCrossEntropy::VocabCrossEntropy(std::int64_t vocab_size, Communicator& tp)
     : vocab_size_(vocab_size),
-      begin_(rows_of(vocab_size, tp).offset()[0]),
-      mine_(rows_of(vocab_size, tp).shape()[0]),
+      begin_(vocab_shard(vocab_size, tp).offset()[0]),
+      mine_(vocab_shard(vocab_size, tp).shape()[0]),
       tp_(&tp) {}
 
 void VocabCrossEntropy::forward(const Context& context, const Tensor& logits, const Tensor& targets,

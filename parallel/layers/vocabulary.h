@@ -7,6 +7,9 @@
 
 namespace transmamba {
 
+/// The words of this rank, as a cut of (vocab_size).
+ShardSpec vocab_shard(std::int64_t vocab_size, const Communicator& tp);
+
 class VocabEmbedding {
  public:
   VocabEmbedding() = default;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "parallel/would_work.h"
 
 namespace transmamba {
 namespace {
@@ -32,14 +33,12 @@ std::vector<Action> in_groups(Action::Kind kind, int pp, int chunks, std::int64_
 
 Schedule one_forward_one_backward(int pp, int chunks, std::int64_t micro_batches) {
   check_sizes(pp, chunks, micro_batches);
-  if (chunks > 1 && micro_batches % pp != 0) {
-    const std::int64_t below = micro_batches / pp * pp;
+  if (chunks > 1 && micro_batches % pp != 0)
     fail(kWhere,
          "interleaving (parallel.virtual_stages = {}) deals micro-batches in groups of parallel.pp = {}, but "
          "{} micro-batches a step (train.global_batch / train.micro_batch / dp) are no multiple of it; the "
-         "nearest that would do: {}{}",
-         chunks, pp, micro_batches, below > 0 ? std::to_string(below) + " and " : "", below + pp);
-  }
+         "nearest that would do: {}",
+         chunks, pp, micro_batches, nearest_multiples(micro_batches, pp));
   Schedule schedule{chunks, micro_batches, /*has_backward=*/true, {}};
   const std::vector<Action> forwards = in_groups(Action::Kind::forward, pp, chunks, micro_batches);
   const std::vector<Action> backwards = in_groups(Action::Kind::backward, pp, chunks, micro_batches);
