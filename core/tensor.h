@@ -72,6 +72,8 @@ struct Context {
   DType dtype = DType::f32;
   Allocator* memory = nullptr;
 
+  /// Of what must not be rounded as activations are (kernels/types.h).
+  DType statistics() const { return statistics_of(dtype); }
   Tensor empty(const Shape& shape) const { return Tensor(*memory, shape, dtype); }
   Tensor empty(const Shape& shape, DType type) const { return Tensor(*memory, shape, type); }
 };

@@ -14,7 +14,7 @@ void check_forward(std::string_view op, const ConstView& q, const ConstView& k, 
   expect(k, {b, tk, h, n}, type, op, "k");
   expect(v, {b, tk, h, p}, type, op, "v");
   expect(o, {b, tq, h, p}, type, op, "o");
-  expect(lse, {b, h, tq}, type, op, "lse");
+  expect(lse, {b, h, tq}, statistics_of(type), op, "lse");
   check(offset >= 0 && (tq == 0 || tk > 0), op,
         "offset: every query must see a key, got offset {} with {} queries and {} keys", offset, tq, tk);
 }

@@ -6,10 +6,10 @@
 namespace transmamba {
 
 /// o_i = sum_{j <= i + offset} softmax_j(q_i . k_j / sqrt(n)) v_j.
-/// q (b, tq, h, n); k (b, tk, h, n); v (b, tk, h, p); o (b, tq, h, p); lse (b, h, tq): log of the softmax's
-/// sum. `offset` is the position of q[0] less that of k[0], so that a decoder or a later segment sees the
-/// keys before it: offset >= 0. tk may be less than tq + offset (every key is then seen by the last query) or
-/// more (the last keys are seen by none). Memory: O(block^2) a thread.
+/// q (b, tq, h, n); k (b, tk, h, n); v (b, tk, h, p); o (b, tq, h, p): T; lse (b, h, tq): S, log of the
+/// softmax's sum. `offset` is the position of q[0] less that of k[0], so that a decoder or a later segment
+/// sees the keys before it: offset >= 0. tk may be less than tq + offset (every key is then seen by the last
+/// query) or more (the last keys are seen by none). Memory: O(block^2) a thread.
 struct Attention {
   ConstView q, k, v;
   View o;

@@ -14,8 +14,8 @@ Shape check_inputs(const Arguments& a, std::string_view op) {
   const Shape halo{shape[0], w - 1, shape[2]};
   expect(a.x, shape, a.x.dtype(), op, "x");
   expect_optional(a.halo, halo, a.x.dtype(), op, "halo");
-  expect(a.weight, {shape[2], w}, a.x.dtype(), op, "weight");
-  expect(a.bias, {shape[2]}, a.x.dtype(), op, "bias");
+  expect(a.weight, {shape[2], w}, statistics_of(a.x.dtype()), op, "weight");
+  expect(a.bias, {shape[2]}, statistics_of(a.x.dtype()), op, "bias");
   return halo;
 }
 
@@ -36,8 +36,8 @@ void conv_backward(const ConvBackward& a, const Stream& stream) {
   expect(a.dy, a.x.shape(), dtype, op, "dy");
   expect(a.dx, a.x.shape(), dtype, op, "dx");
   expect_optional(a.dhalo, halo, dtype, op, "dhalo");
-  expect(a.dweight, a.weight.shape(), dtype, op, "dweight");
-  expect(a.dbias, a.bias.shape(), dtype, op, "dbias");
+  expect(a.dweight, a.weight.shape(), statistics_of(dtype), op, "dweight");
+  expect(a.dbias, a.bias.shape(), statistics_of(dtype), op, "dbias");
   check(a.dx.raw() != a.dy.raw() || halo[1] == 0 || a.x.numel() == 0, op, "dx: may alias dy only if w = 1");
   run_on(stream, cpu::conv_backward, cuda::conv_backward, a);
 }

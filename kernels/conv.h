@@ -7,7 +7,7 @@
 namespace transmamba {
 
 /// y_t = SiLU(bias + sum_j weight_j x_{t-w+1+j}), j = 0 .. w-1, each channel alone.
-/// x, y (b, t, c); weight (c, w); bias (c). y must not alias x.
+/// x, y (b, t, c): T; weight (c, w), bias (c): S. y must not alias x.
 /// `halo` (b, w-1, c) holds the w-1 inputs before x; absent means zeros (the start of a sequence).
 struct Conv {
   ConstView x;
@@ -18,8 +18,8 @@ struct Conv {
 };
 TRANSMAMBA_KERNEL(conv, Conv);
 
-/// Gradients of Conv; the pre-activation is recomputed. dx and dhalo are overwritten, dweight and dbias
-/// are added to. dx may alias dy only if w = 1. Deterministic.
+/// Gradients of Conv; the pre-activation is recomputed. dx and dhalo (T) are overwritten, dweight and dbias
+/// (S) are added to. dx may alias dy only if w = 1. Deterministic.
 struct ConvBackward {
   ConstView dy;
   ConstView x;

@@ -24,14 +24,14 @@ Arguments with_whole_vocabulary(const Arguments& a, std::string_view op) {
 
 void vocab_max(const VocabMax& a, const Stream& stream) {
   constexpr auto op = "vocab_max";
-  expect(a.maximum, check_logits(a.logits, op), a.logits.dtype(), op, "maximum");
+  expect(a.maximum, check_logits(a.logits, op), statistics_of(a.logits.dtype()), op, "maximum");
   run_on(stream, cpu::vocab_max, cuda::vocab_max, a);
 }
 
 void cross_entropy_partial(const CrossEntropyPartial& a, const Stream& stream) {
   constexpr auto op = "cross_entropy_partial";
   const Shape tokens = check_logits(a.logits, op);
-  const DType dtype = a.logits.dtype();
+  const DType dtype = statistics_of(a.logits.dtype());
   expect(a.targets, tokens, DType::i32, op, "targets");
   expect(a.maximum, tokens, dtype, op, "maximum");
   expect(a.partial, {2, tokens[0], tokens[1]}, dtype, op, "partial");
@@ -55,7 +55,7 @@ void cross_entropy_backward(const CrossEntropyBackward& a, const Stream& stream)
   const Shape tokens = check_logits(a.logits, op);
   const DType dtype = a.logits.dtype();
   expect(a.targets, tokens, DType::i32, op, "targets");
-  expect(a.lse, tokens, dtype, op, "lse");
+  expect(a.lse, tokens, statistics_of(dtype), op, "lse");
   expect(a.dlogits, a.logits.shape(), dtype, op, "dlogits");
   run_on(stream, cpu::cross_entropy_backward, cuda::cross_entropy_backward, with_whole_vocabulary(a, op));
 }

@@ -7,9 +7,9 @@
 // `partial` (sum). One shard is the whole vocabulary (vocab_size 0 says so) and needs no more than the
 // pieces.
 //
-// logits (b, t, V); targets (b, t) int32 in [0, vocab_size); maximum, loss, lse (b, t). One floating-point
-// type. A target outside [0, vocab_size) is, on every shard, an Error naming it and its place (CPU), or a
-// loss of NaN and a dlogits of NaN (CUDA, which reads nothing out of bounds).
+// logits, dlogits (b, t, V): T; targets (b, t) int32 in [0, vocab_size); maximum, loss, lse (b, t): S. A
+// target outside [0, vocab_size) is, on every shard, an Error naming it and its place (CPU), or a loss of NaN
+// and a dlogits of NaN (CUDA, which reads nothing out of bounds).
 #pragma once
 
 #include "kernels/dispatch.h"

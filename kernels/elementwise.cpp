@@ -9,7 +9,7 @@ void fill(const Fill& a, const Stream& stream) {
 
 void copy(const Copy& a, const Stream& stream) {
   expect(a.x, a.x.shape(), a.x.dtype(), "copy", "x");
-  expect(a.y, a.x.shape(), a.x.dtype(), "copy", "y");
+  expect(a.y, a.x.shape(), a.y.dtype(), "copy", "y");
   run_on(stream, cpu::copy, cuda::copy, a);
 }
 

@@ -12,7 +12,7 @@ struct Fill {
 };
 TRANSMAMBA_KERNEL(fill, Fill);
 
-/// y = x. Same shape and floating-point type, any strides outside the last dim.
+/// y = x, rounded where y's floating-point type is narrower. Same shape, any strides outside the last dim.
 struct Copy {
   ConstView x;
   View y;

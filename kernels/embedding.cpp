@@ -12,7 +12,7 @@ void check_lookup(const ConstView& tokens, const ConstView& table, const ConstVi
   expect_rank(table, "(V, d)", op, table_name);
   expect(tokens, tokens.shape(), DType::i32, op, "tokens");
   expect(table, table.shape(), table.dtype(), op, table_name);
-  expect(rows, {tokens.dim(0), tokens.dim(1), table.dim(1)}, table.dtype(), op, rows_name);
+  expect(rows, {tokens.dim(0), tokens.dim(1), table.dim(1)}, rows.dtype(), op, rows_name);
 }
 
 }  // namespace
@@ -20,6 +20,7 @@ void check_lookup(const ConstView& tokens, const ConstView& table, const ConstVi
 void embedding(const Embedding& a, const Stream& stream) {
   constexpr auto op = "embedding";
   check_lookup(a.tokens, a.weight, a.y, op, "weight", "y");
+  expect(a.weight, a.weight.shape(), a.y.dtype(), op, "weight");
   Embedding shard = a;  // backends are told the size of the whole vocabulary
   shard.vocab_size = whole_vocabulary(a.vocab_begin, a.weight.dim(0), a.vocab_size, op);
   run_on(stream, cpu::embedding, cuda::embedding, shard);
@@ -28,6 +29,7 @@ void embedding(const Embedding& a, const Stream& stream) {
 void embedding_backward(const EmbeddingBackward& a, const Stream& stream) {
   constexpr auto op = "embedding_backward";
   check_lookup(a.tokens, a.dweight, a.dy, op, "dweight", "dy");
+  expect(a.dweight, a.dweight.shape(), statistics_of(a.dy.dtype()), op, "dweight");
   EmbeddingBackward shard = a;
   shard.vocab_size = whole_vocabulary(a.vocab_begin, a.dweight.dim(0), a.vocab_size, op);
   run_on(stream, cpu::embedding_backward, cuda::embedding_backward, shard);

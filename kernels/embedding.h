@@ -6,7 +6,7 @@
 namespace transmamba {
 
 /// y[b, t] = weight[tokens[b, t] - vocab_begin], or 0 if another shard of the vocabulary has the token's row:
-/// y summed over shards is the embedding.  tokens (b, t) int32; weight (V, d), V may be 0; y (b, t, d).
+/// y summed over shards is the embedding.  tokens (b, t) int32; weight (V, d), V may be 0; y (b, t, d): T.
 /// A token outside [0, vocab_size) is, on every shard, an Error that names it and its place (CPU), so that
 /// bad data cannot pass. CUDA cannot throw from a kernel and reads nothing out of bounds: such a token's y is
 /// NaN.
@@ -19,9 +19,9 @@ struct Embedding {
 };
 TRANSMAMBA_KERNEL(embedding, Embedding);
 
-/// dweight[tokens[b, t] - vocab_begin] += dy[b, t], in order of (b, t); tokens of other shards add nothing. A
-/// token outside [0, vocab_size) is an Error (CPU), or makes the vocabulary's nearest row of dweight NaN
-/// (CUDA).
+/// dweight (S) [tokens[b, t] - vocab_begin] += dy[b, t] (T), in order of (b, t); tokens of other shards add
+/// nothing. A token outside [0, vocab_size) is an Error (CPU), or makes the vocabulary's nearest row of
+/// dweight NaN (CUDA).
 struct EmbeddingBackward {
   ConstView dy;
   ConstView tokens;

@@ -8,6 +8,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
+#include "kernels/qkv_conv.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/ssd.h"
@@ -42,6 +43,8 @@ TRANSMAMBA_MISSING(sum, Sum)
 TRANSMAMBA_MISSING(embedding, Embedding)
 TRANSMAMBA_MISSING(embedding_backward, EmbeddingBackward)
 TRANSMAMBA_MISSING(gemm, Gemm)
+TRANSMAMBA_MISSING(qkv_conv, QkvConv)
+TRANSMAMBA_MISSING(qkv_conv_backward, QkvConvBackward)
 TRANSMAMBA_MISSING(rms_norm, RmsNorm)
 TRANSMAMBA_MISSING(rms_norm_backward, RmsNormBackward)
 TRANSMAMBA_MISSING(rope, Rope)

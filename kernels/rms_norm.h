@@ -7,7 +7,7 @@
 namespace transmamba {
 
 /// v = x * SiLU(gate) (v = x without a gate);  y = v * rstd * weight,  rstd = 1/sqrt(mean(v^2) + eps).
-/// x, gate, y (b, t, g, d); weight (g, d). The mean is over d. y may alias x.
+/// x, gate, y (b, t, g, d): T; weight (g, d): S. The mean is over d. y may alias x.
 struct RmsNorm {
   ConstView x;
   ConstView gate = {};  ///< optional
@@ -17,11 +17,11 @@ struct RmsNorm {
 };
 TRANSMAMBA_KERNEL(rms_norm, RmsNorm);
 
-/// Gradients of RmsNorm. dx and dgate are overwritten, dweight is added to. dx may alias dy or dresidual.
-/// `dresidual`, where given, is added into dx: the gradient that reaches x around the layer.
-/// Computed in float64 from x itself, also for float32: dx is what is left after the part along v is taken
-/// out, a small difference of large numbers where the output hardly depends on a parameter (D in an ungated
-/// mixer, say). Deterministic: partial sums of dweight have a fixed order.
+/// Gradients of RmsNorm. dx and dgate (T) are overwritten, dweight (S) is added to. dx may alias dy or
+/// dresidual. `dresidual`, where given, is added into dx: the gradient that reaches x around the layer.
+/// Computed in float64 (bfloat16: float32) from x itself, also for float32: dx is what is left after the part
+/// along v is taken out, a small difference of large numbers where the output hardly depends on a parameter
+/// (D in an ungated mixer, say). Deterministic: partial sums of dweight have a fixed order.
 struct RmsNormBackward {
   ConstView dy;
   ConstView x;

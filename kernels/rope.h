@@ -7,7 +7,7 @@ namespace transmamba {
 
 /// Token i of x is at absolute position `position + i`; dimension k is paired with k + n/2 and turned by
 /// the angle (position + i) * theta^(-2k/n). `inverse` turns back, which is also the gradient.
-/// x, y (b, t, h, n), n even. y may alias x.
+/// x, y (b, t, h, n): T, n even. y may alias x.
 struct Rope {
   ConstView x;
   View y;

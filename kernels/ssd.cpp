@@ -5,7 +5,7 @@ namespace {
 
 struct Extents {
   std::int64_t b, t, h, n, p;
-  DType type;
+  DType type, statistics;
 };
 
 /// Shapes of what every SSD op reads.
@@ -13,12 +13,12 @@ Extents check_inputs(std::string_view op, const ConstView& k, const ConstView& v
                      const ConstView& a_log, const ConstView& state_in) {
   check(k.rank() == 4 && v.rank() == 4, op, "k, v: expected 4 dims (b, t, h, width), got {}, {}",
         to_string(k.shape()), to_string(v.shape()));
-  const Extents e{k.dim(0), k.dim(1), k.dim(2), k.dim(3), v.dim(3), k.dtype()};
+  const Extents e{k.dim(0), k.dim(1), k.dim(2), k.dim(3), v.dim(3), k.dtype(), statistics_of(k.dtype())};
   expect(k, {e.b, e.t, e.h, e.n}, e.type, op, "k");
   expect(v, {e.b, e.t, e.h, e.p}, e.type, op, "v");
-  expect(dt, {e.b, e.t, e.h}, e.type, op, "dt");
-  expect(a_log, {e.h}, e.type, op, "a_log");
-  expect_optional(state_in, {e.b, e.h, e.n, e.p}, e.type, op, "state_in");
+  expect(dt, {e.b, e.t, e.h}, e.statistics, op, "dt");
+  expect(a_log, {e.h}, e.statistics, op, "a_log");
+  expect_optional(state_in, {e.b, e.h, e.n, e.p}, e.statistics, op, "state_in");
   return e;
 }
 
@@ -27,8 +27,8 @@ Extents check_inputs(std::string_view op, const ConstView& k, const ConstView& v
 void ssd_summary(const SsdSummary& a, const Stream& stream) {
   const std::string_view op = "ssd_summary";
   const Extents e = check_inputs(op, a.k, a.v, a.dt, a.a_log, a.state_in);
-  expect(a.state_out, {e.b, e.h, e.n, e.p}, e.type, op, "state_out");
-  expect_optional(a.log_decay, {e.b, e.h}, e.type, op, "log_decay");
+  expect(a.state_out, {e.b, e.h, e.n, e.p}, e.statistics, op, "state_out");
+  expect_optional(a.log_decay, {e.b, e.h}, e.statistics, op, "log_decay");
   run_on(stream, cpu::ssd_summary, cuda::ssd_summary, a);
 }
 
@@ -36,13 +36,13 @@ void ssd_summary_backward(const SsdSummaryBackward& a, const Stream& stream) {
   const std::string_view op = "ssd_summary_backward";
   const Extents e = check_inputs(op, a.k, a.v, a.dt, a.a_log, a.state_in);
   const Shape state{e.b, e.h, e.n, e.p};
-  expect(a.dstate_out, state, e.type, op, "dstate_out");
-  expect_optional(a.dlog_decay, {e.b, e.h}, e.type, op, "dlog_decay");
+  expect(a.dstate_out, state, e.statistics, op, "dstate_out");
+  expect_optional(a.dlog_decay, {e.b, e.h}, e.statistics, op, "dlog_decay");
   expect(a.dk, a.k.shape(), e.type, op, "dk");
   expect(a.dv, a.v.shape(), e.type, op, "dv");
-  expect(a.ddt, a.dt.shape(), e.type, op, "ddt");
-  expect(a.da_log, {e.h}, e.type, op, "da_log");
-  expect_optional(a.dstate_in, state, e.type, op, "dstate_in");
+  expect(a.ddt, a.dt.shape(), e.statistics, op, "ddt");
+  expect(a.da_log, {e.h}, e.statistics, op, "da_log");
+  expect_optional(a.dstate_in, state, e.statistics, op, "dstate_in");
   run_on(stream, cpu::ssd_summary_backward, cuda::ssd_summary_backward, a);
 }
 
@@ -50,9 +50,9 @@ void ssd_scan(const SsdScan& a, const Stream& stream) {
   const std::string_view op = "ssd_scan";
   const Extents e = check_inputs(op, a.k, a.v, a.dt, a.a_log, a.state_in);
   expect(a.q, a.k.shape(), e.type, op, "q");
-  expect_optional(a.d_skip, {e.h}, e.type, op, "d_skip");
+  expect_optional(a.d_skip, {e.h}, e.statistics, op, "d_skip");
   expect(a.y, a.v.shape(), e.type, op, "y");
-  expect_optional(a.state_out, {e.b, e.h, e.n, e.p}, e.type, op, "state_out");
+  expect_optional(a.state_out, {e.b, e.h, e.n, e.p}, e.statistics, op, "state_out");
   run_on(stream, cpu::ssd_scan, cuda::ssd_scan, a);
 }
 
@@ -61,18 +61,18 @@ void ssd_scan_backward(const SsdScanBackward& a, const Stream& stream) {
   const Extents e = check_inputs(op, a.k, a.v, a.dt, a.a_log, a.state_in);
   const Shape state{e.b, e.h, e.n, e.p};
   expect(a.dy, a.v.shape(), e.type, op, "dy");
-  expect_optional(a.dstate_out, state, e.type, op, "dstate_out");
+  expect_optional(a.dstate_out, state, e.statistics, op, "dstate_out");
   expect(a.q, a.k.shape(), e.type, op, "q");
-  expect_optional(a.d_skip, {e.h}, e.type, op, "d_skip");
+  expect_optional(a.d_skip, {e.h}, e.statistics, op, "d_skip");
   expect(a.dq, a.q.shape(), e.type, op, "dq");
   expect(a.dk, a.k.shape(), e.type, op, "dk");
   expect(a.dv, a.v.shape(), e.type, op, "dv");
-  expect(a.ddt, a.dt.shape(), e.type, op, "ddt");
-  expect(a.da_log, {e.h}, e.type, op, "da_log");
+  expect(a.ddt, a.dt.shape(), e.statistics, op, "ddt");
+  expect(a.da_log, {e.h}, e.statistics, op, "da_log");
   check(static_cast<bool>(a.dd_skip) == static_cast<bool>(a.d_skip), op,
         "dd_skip: expected exactly when d_skip is given");
-  expect_optional(a.dd_skip, {e.h}, e.type, op, "dd_skip");
-  expect_optional(a.dstate_in, state, e.type, op, "dstate_in");
+  expect_optional(a.dd_skip, {e.h}, e.statistics, op, "dd_skip");
+  expect_optional(a.dstate_in, state, e.statistics, op, "dstate_in");
   run_on(stream, cpu::ssd_scan_backward, cuda::ssd_scan_backward, a);
 }
 

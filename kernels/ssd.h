@@ -5,8 +5,9 @@
 // For a run of tokens this is affine in the state: S_out = exp(log_decay) S_in + S_local. The pair
 // (log_decay, S_local) is the segment summary. The Memory Converter is the summary of the prefix [0, P).
 //
-// Shapes: q, k (b, t, h, n); v, y (b, t, h, p); dt (b, t, h); a_log, d_skip (h); states (b, h, n, p);
-// log_decay (b, h). One floating-point type. Any t, also 0. Decays are exp of a sum <= 0, never a quotient.
+// Shapes: q, k (b, t, h, n); v, y (b, t, h, p): T; dt (b, t, h); a_log, d_skip (h); states (b, h, n, p);
+// log_decay (b, h): S. Gradients have the type of what they are of. Any t, also 0. Decays are exp of a sum <=
+// 0, never a quotient.
 #pragma once
 
 #include "kernels/dispatch.h"

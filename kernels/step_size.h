@@ -5,7 +5,8 @@
 
 namespace transmamba {
 
-/// dt = softplus(raw + bias).  raw, dt (b, t, h); bias (h). dt may alias raw.
+/// dt = softplus(raw + bias).  raw (b, t, h): T; dt (b, t, h), bias (h): S. dt may alias raw of the same
+/// type.
 struct StepSize {
   ConstView raw;
   ConstView bias;
@@ -13,8 +14,8 @@ struct StepSize {
 };
 TRANSMAMBA_KERNEL(step_size, StepSize);
 
-/// draw = ddt * sigmoid(raw + bias) = ddt * (1 - exp(-dt)), overwritten; dbias is added to. draw may alias
-/// ddt.
+/// draw (T) = ddt * sigmoid(raw + bias) = ddt * (1 - exp(-dt)), overwritten; dbias (S) is added to. draw may
+/// alias ddt (S) of the same type.
 struct StepSizeBackward {
   ConstView ddt;
   ConstView dt;  ///< the forward pass's result

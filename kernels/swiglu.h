@@ -6,7 +6,7 @@
 namespace transmamba {
 
 /// y = SiLU(gate) * up, where gate_up (b, t, 2f) holds gate in [0, f) and up in [f, 2f) of its last dim. y
-/// (b, t, f).
+/// (b, t, f). All T.
 struct Swiglu {
   ConstView gate_up;
   View y;

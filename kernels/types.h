@@ -2,10 +2,15 @@
 //
 // Letters used for shapes everywhere: b batch, t time, h heads, n query/key width (the SSM's state size),
 // p value width (the SSM's head dim), d hidden, f MLP width, w convolution width, V vocabulary, c channels.
+// Types are float32, float64 or bfloat16 for T and statistics_of(T) for S. The CPU backend computes in
+// float32 and float64. For bfloat16 the CUDA backend accumulates in float32, needs compute capability 9.0,
+// and needs rows (all dims but the last) that begin at multiples of 16 bytes; float32 and float64 have plain
+// kernels there too, to check the rest against.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -19,14 +24,34 @@ namespace transmamba {
 enum class DType : std::uint8_t { f32, f64, bf16, i32 };
 enum class Device : std::uint8_t { cpu, cuda };
 
+/// The 16 upper bits of a float32. A storage type: only the CUDA backend computes with it.
+struct bfloat16 {
+  std::uint16_t bits = 0;
+};
+
+inline float to_float(bfloat16 x) { return std::bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
+/// To the nearest, halfway cases to even; NaN stays NaN.
+inline bfloat16 to_bfloat16(float x) {
+  const auto bits = std::bit_cast<std::uint32_t>(x);
+  if (x != x) return {static_cast<std::uint16_t>(bits >> 16 | 0x40)};
+  return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
 const char* to_string(DType dtype);
 const char* to_string(Device device);
 std::int64_t size_of(DType dtype);  ///< bytes of one element
 
+/// The type of what goes with numbers of type `dtype` but must not be rounded as they are: gradients of
+/// parameters, small parameters (norms, convolutions, biases, A_log, D), step sizes, decays, SSM states,
+/// losses and statistics of softmax. Contracts call it S, and the type of activations and matrices T.
+constexpr DType statistics_of(DType dtype) { return dtype == DType::bf16 ? DType::f32 : dtype; }
+
 template <class T>
 constexpr DType dtype_of() {
-  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double> || std::is_same_v<T, std::int32_t>);
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double> || std::is_same_v<T, bfloat16> ||
+                std::is_same_v<T, std::int32_t>);
   if constexpr (std::is_same_v<T, float>) return DType::f32;
+  if constexpr (std::is_same_v<T, bfloat16>) return DType::bf16;
   if constexpr (std::is_same_v<T, double>) return DType::f64;
   return DType::i32;
 }

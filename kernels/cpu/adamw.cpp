@@ -1,5 +1,6 @@
 #include "kernels/adamw.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -8,13 +9,18 @@
 namespace transmamba::cpu {
 namespace {
 
+double clipping(const AdamW& a) {
+  if (!a.squared_norm) return 1;
+  return std::min(1.0, a.clip_grad / (std::sqrt(*a.squared_norm.ptr<double>()) + 1e-6));
+}
+
 /// The numbers of one step, rounded once.
 template <class T>
 struct Coefficients {
   static constexpr T kTiny = std::numeric_limits<T>::min() * T(1e8);
   T grad_scale, lr, beta1, beta2, rest1, rest2, correction1, correction2, eps, weight_decay;
   explicit Coefficients(const AdamW& a)
-      : grad_scale(static_cast<T>(a.grad_scale)),
+      : grad_scale(static_cast<T>(a.grad_scale * clipping(a))),
         lr(static_cast<T>(a.lr)),
         beta1(static_cast<T>(a.beta1)),
         beta2(static_cast<T>(a.beta2)),
@@ -44,6 +50,8 @@ void update(const Coefficients<T> c, T* weight, const T* grad, T* m, T* v, std::
 
 template <class T>
 void run(const AdamW& a, const Stream& stream) {
+  check(!a.rounded, "adamw", "rounded: the CPU backend has no bfloat16");
+  if (a.squared_norm && !std::isfinite(*a.squared_norm.ptr<double>())) return;
   const Coefficients<T> coefficients(a);
   parallel_blocks(a.weight.dim(0), kBlockElements, stream, [&](std::int64_t begin, std::int64_t end) {
     update(coefficients, a.weight.ptr<T>(), a.grad.ptr<T>(), a.m.ptr<T>(), a.v.ptr<T>(), begin, end);

@@ -50,6 +50,27 @@ class Rows {
   std::int64_t rows_ = 1, length_ = 1;
 };
 
+/// Also bfloat16, which files and tests want to read.
+template <class F>
+void with_storage(DType dtype, F&& f) {
+  if (dtype == DType::bf16) return f(bfloat16{});
+  with_float(dtype, "copy", f);
+}
+
+template <class From, class To>
+struct Convert {
+  To operator()(From x) const {
+    if constexpr (std::is_same_v<From, To>)
+      return x;
+    else if constexpr (std::is_same_v<From, bfloat16>)
+      return static_cast<To>(to_float(x));
+    else if constexpr (std::is_same_v<To, bfloat16>)
+      return to_bfloat16(static_cast<float>(x));
+    else
+      return static_cast<To>(x);
+  }
+};
+
 template <class T>
 void add_row(const T* x, T* y, std::int64_t n) {
 #pragma omp simd
@@ -93,12 +114,15 @@ void fill(const Fill& a, const Stream& stream) {
 }
 
 void copy(const Copy& a, const Stream& stream) {
-  with_float(a.x.dtype(), "copy", [&](auto zero) {
-    using T = decltype(zero);
-    const T* const x = a.x.ptr<T>();
-    T* const y = a.y.ptr<T>();
-    Rows(a.x, a.y).for_each(stream, [&](std::int64_t from, std::int64_t to, std::int64_t n) {
-      std::copy_n(x + from, n, y + to);
+  with_storage(a.x.dtype(), [&](auto from_zero) {
+    with_storage(a.y.dtype(), [&](auto to_zero) {
+      using From = decltype(from_zero);
+      using To = decltype(to_zero);
+      const From* const x = a.x.ptr<From>();
+      To* const y = a.y.ptr<To>();
+      Rows(a.x, a.y).for_each(stream, [&](std::int64_t from, std::int64_t to, std::int64_t n) {
+        std::transform(x + from, x + from + n, y + to, Convert<From, To>());
+      });
     });
   });
 }

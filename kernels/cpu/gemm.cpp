@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/blas.h"
 #include "kernels/cpu/parallel_for.h"
+#include "kernels/elementwise.h"
 
 namespace transmamba::cpu {
 namespace {
@@ -77,6 +78,8 @@ void run(const Gemm& g, const Stream& stream) {
 
 void gemm(const Gemm& arguments, const Stream& stream) {
   prepare_blas();
+  if (arguments.addend && arguments.beta != 0 && arguments.addend.raw() != arguments.c.raw())
+    cpu::copy({.x = arguments.addend, .y = arguments.c}, stream);  // BLAS adds in place
   with_float(arguments.c.dtype(), "gemm", [&](auto zero) { run<decltype(zero)>(arguments, stream); });
 }
 

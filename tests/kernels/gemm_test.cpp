@@ -104,7 +104,7 @@ TEST(Gemm, BadArgumentsAreNamed) {
       [&] {
         gemm({.a = Array({3, 4}, DType::f32), .b = b, .transpose_b = true, .c = c}, {});
       },
-      {"[gemm]", "a:", "float32"}));
+      {"[gemm]", "b:", "float32", "float64"}));
   EXPECT_TRUE(
       fails_naming([&] { gemm({.a = {}, .b = b, .transpose_b = true, .c = c}, {}); }, {"[gemm]", "a:"}));
 }
