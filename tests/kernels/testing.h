@@ -21,8 +21,10 @@ namespace transmamba::testing {
 
 enum class Layout { contiguous, strided };
 
-/// The one table of tolerances: |actual - expected| <= tolerance * (1 + |expected|).
-inline double tolerance(DType dtype) { return dtype == DType::f64 ? 1e-12 : 2e-5; }
+/// The one table of tolerances: |actual - expected| <= tolerance * (1 + |expected|). bfloat16 rounds by 2e-3.
+inline double tolerance(DType dtype) {
+  return dtype == DType::f64 ? 1e-12 : dtype == DType::bf16 ? 5e-3 : 2e-5;
+}
 /// Of central differences in float64, whose own error is about cbrt(epsilon)^2.
 constexpr double kGradientTolerance = 2e-8;
 
@@ -31,6 +33,7 @@ inline double get(const ConstView& x, const std::vector<std::int64_t>& at) {
   for (std::size_t i = 0; i < at.size(); ++i) offset += at[i] * x.stride(static_cast<int>(i));
   if (x.dtype() == DType::f32) return x.ptr<float>()[offset];
   if (x.dtype() == DType::f64) return x.ptr<double>()[offset];
+  if (x.dtype() == DType::bf16) return to_float(x.ptr<bfloat16>()[offset]);
   return x.ptr<std::int32_t>()[offset];
 }
 inline void set(const View& x, const std::vector<std::int64_t>& at, double value) {
@@ -38,6 +41,8 @@ inline void set(const View& x, const std::vector<std::int64_t>& at, double value
   for (std::size_t i = 0; i < at.size(); ++i) offset += at[i] * x.stride(static_cast<int>(i));
   if (x.dtype() == DType::f32) return void(x.ptr<float>()[offset] = static_cast<float>(value));
   if (x.dtype() == DType::f64) return void(x.ptr<double>()[offset] = value);
+  if (x.dtype() == DType::bf16)
+    return void(x.ptr<bfloat16>()[offset] = to_bfloat16(static_cast<float>(value)));
   x.ptr<std::int32_t>()[offset] = static_cast<std::int32_t>(value);
 }
 
