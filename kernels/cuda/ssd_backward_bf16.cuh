@@ -48,25 +48,6 @@ struct BackwardArguments {
 void enqueue_keys(const BackwardArguments& a, std::int64_t n, std::int64_t p, const Stream& stream);
 void enqueue_queries(const BackwardArguments& a, std::int64_t n, std::int64_t p, const Stream& stream);
 
-/// Stores 64 tokens x 16 columns of bfloat16; `out` is the first token's row at the first column, `left` how
-/// many tokens there are.
-template <class F>
-__device__ void store_columns(bf16* out, std::int64_t stride, std::int64_t left, F&& value) {
-  const int g = static_cast<int>(threadIdx.x) % kWarp / 4, c = static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-  for (int j = 0; j < kTokens / 16; ++j)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = 16 * j + g + 8 * half;
-      if (row >= left) continue;
-#pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        const float2 both = value(j, x, half, row, 8 * x + c);
-        *reinterpret_cast<std::uint32_t*>(out + row * stride + 8 * x + c) = pack(both.x, both.y);
-      }
-    }
-}
-
 /// acc's rows times a factor each, and from each row the dot product with the same columns of `other`, summed
 /// over the warp's 16 columns into `sums` (64).
 template <class X>

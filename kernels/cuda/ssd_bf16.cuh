@@ -21,6 +21,12 @@ void ssd_scan_bf16(const SsdScan& a, const Stream& stream);
 void ssd_scan_backward_bf16(const SsdScanBackward& a, const Stream& stream);
 
 namespace ssd {
+#ifndef SSD_BLOCKS
+#define SSD_BLOCKS 2
+#define SCAN_BLOCKS 2
+#define SCAN_STAGES 2
+#define SCAN_TILES 4
+#endif
 
 constexpr int kTokens = 64;  // of a chunk
 
@@ -59,7 +65,7 @@ struct Cut {
     chunks = (t + kTokens - 1) / kTokens;
     const std::int64_t heads = std::max<std::int64_t>(1, b * h);
     const std::int64_t wanted =
-        std::clamp<std::int64_t>(2 * processors / heads, 1, std::max<std::int64_t>(1, chunks));
+        std::clamp<std::int64_t>(SSD_BLOCKS * processors / heads, 1, std::max<std::int64_t>(1, chunks));
     per_piece = static_cast<int>((chunks + wanted - 1) / wanted);
     pieces = per_piece == 0 ? 0 : static_cast<int>((chunks + per_piece - 1) / per_piece);
   }
@@ -150,41 +156,72 @@ struct Slice {
   }
 };
 
-/// The accumulators of 64 tokens and 16 columns.
-using Columns = float[kTokens / 16][2][4];
+/// The accumulators of 16 kTiles tokens and 16 columns.
+template <int kTiles>
+using ColumnsOf = float[kTiles][2][4];
+using Columns = ColumnsOf<kTokens / 16>;
 
-/// acc = X B, X (64, 16 kSteps) and B (16 kSteps, 16) given a step of k at a time by b(step, b[4]).
-template <int kSteps, class X, class B>
-__device__ void tokens_times(Columns& acc, const X& x, B&& b) {
+/// acc += X B, X (64, 16 kSteps) from row `row`, and B (16 kSteps, 16) given a step of k at a time by b(step,
+/// b[4]).
+template <int kSteps, int kTiles, class X, class B>
+__device__ void tokens_times(float (&acc)[kTiles][2][4], const X& x, B&& b, int row = 0) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     std::uint32_t right[4];
     b(step, right);
 #pragma unroll
-    for (int i = 0; i < kTokens / 16; ++i) {
+    for (int i = 0; i < kTiles; ++i) {
       std::uint32_t a[4];
-      x.load_a(a, 16 * i, 16 * step);
+      x.load_a(a, row + 16 * i, 16 * step);
       multiply_add(acc[i][0], a, right[0], right[1]);
       multiply_add(acc[i][1], a, right[2], right[3]);
     }
   }
 }
 
-/// acc += M X[.., column..], M (64, 64) of which the blocks with row >= column (kLower) or row <= column are
-/// read.
-template <bool kLower, class X>
-__device__ void add_masked_times(Columns& acc, const Tile<kTokens, kTokens>& m, const X& x, int column) {
+/// acc += M X[.., column..] of the rows from `row` of M (64, 64), of which the blocks with row >= column
+/// (kLower) or row <= column are read.
+template <bool kLower, int kTiles, class X>
+__device__ void add_masked_times(float (&acc)[kTiles][2][4], const Tile<kTokens, kTokens>& m, const X& x,
+                                 int column, int row = 0) {
 #pragma unroll
   for (int j = 0; j < kTokens / 16; ++j) {
+    if (kLower ? 16 * j >= row + 16 * kTiles : 16 * (j + 1) <= row) continue;
     std::uint32_t right[4];
     x.load_b(right, 16 * j, column);
 #pragma unroll
-    for (int i = kLower ? j : 0; i < (kLower ? kTokens / 16 : j + 1); ++i) {
+    for (int i = 0; i < kTiles; ++i) {
+      if (kLower ? row + 16 * i < 16 * j : row + 16 * i > 16 * j) continue;
       std::uint32_t a[4];
-      m.load_a(a, 16 * i, 16 * j);
+      m.load_a(a, row + 16 * i, 16 * j);
       multiply_add(acc[i][0], a, right[0], right[1]);
       multiply_add(acc[i][1], a, right[2], right[3]);
     }
+  }
+}
+
+/// Stores 16 kTiles tokens x 16 columns of bfloat16; `out` is the first token's row at the first column,
+/// `left` how many tokens there are.
+template <int kTiles, class F>
+__device__ void store_columns(bf16* out, std::int64_t stride, std::int64_t left, F&& value) {
+  const int g = static_cast<int>(threadIdx.x) % kWarp / 4, c = static_cast<int>(threadIdx.x) % 4 * 2;
+  out += g * stride + c;
+  const std::int64_t step = 8 * stride;
+  const auto store = [&](int row, int j, int half) {
+#pragma unroll
+    for (int x = 0; x < 2; ++x) {
+      const float2 both = value(j, x, half, row, 8 * x + c);
+      *reinterpret_cast<std::uint32_t*>(out + 8 * x) = pack(both.x, both.y);
+    }
+    out += step;
+  };
+  if (left >= 16 * kTiles) {
+#pragma unroll
+    for (int i = 0; i < 2 * kTiles; ++i) store(8 * i + g, i / 2, i % 2);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 2 * kTiles; ++i)
+      if (8 * i + g < left) store(8 * i + g, i / 2, i % 2);
   }
 }
 

@@ -102,6 +102,7 @@ template <int N, int P>
 __global__ void __launch_bounds__(P * 2) keys(const __grid_constant__ BackwardArguments a) {
   extern __shared__ __align__(16) char shared[];
   const Shared<N, P> s{shared};
+  constexpr int kThreadsOf = P * 2;
   constexpr int kWarps = P / 16;
   const std::int64_t head = blockIdx.x / a.cut.pieces, b = head / a.cut.h, h = head % a.cut.h;
   const int piece = static_cast<int>(blockIdx.x % a.cut.pieces), warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -114,10 +115,10 @@ __global__ void __launch_bounds__(P * 2) keys(const __grid_constant__ BackwardAr
   const auto start = [&](int i) {
     if (i < count) {
       const std::int64_t first = (end - 1 - i) * kTokens, left = a.cut.t - first;
-      s.q().start_copy(a.q.row(b, first, h), a.q.token, left);
-      s.k().start_copy(a.k.row(b, first, h), a.k.token, left);
-      s.v().start_copy(a.v.row(b, first, h), a.v.token, left);
-      s.dy().start_copy(a.dy.row(b, first, h), a.dy.token, left);
+      s.q().template start_copy<kThreadsOf>(a.q.row(b, first, h), a.q.token, left);
+      s.k().template start_copy<kThreadsOf>(a.k.row(b, first, h), a.k.token, left);
+      s.v().template start_copy<kThreadsOf>(a.v.row(b, first, h), a.v.token, left);
+      s.dy().template start_copy<kThreadsOf>(a.dy.row(b, first, h), a.dy.token, left);
     }
     commit_copies();
   };
@@ -162,13 +163,13 @@ __global__ void __launch_bounds__(P * 2) keys(const __grid_constant__ BackwardAr
       });
       scale_and_dot(dv, now.to_end, s.v(), column, s.sums().states[warp]);
       add_masked_times<false>(dv, s.p(), s.dy(), column);
-      store_columns(a.dv.row(b, first, h) + column, a.dv.token, left,
-                    [&](int j, int x, int half, int row, int c) {
-                      const float2 dy = s.dy().get(row, column + c), v = s.v().get(row, column + c);
-                      dskip += dy.x * v.x + dy.y * v.y;
-                      return float2{now.dt[row] * dv[j][x][2 * half] + skip * dy.x,
-                                    now.dt[row] * dv[j][x][2 * half + 1] + skip * dy.y};
-                    });
+      store_columns<kTokens / 16>(
+          a.dv.row(b, first, h) + column, a.dv.token, left, [&](int j, int x, int half, int row, int c) {
+            const float2 dy = s.dy().get(row, column + c), v = s.v().get(row, column + c);
+            dskip += dy.x * v.x + dy.y * v.y;
+            return float2{now.dt[row] * dv[j][x][2 * half] + skip * dy.x,
+                          now.dt[row] * dv[j][x][2 * half + 1] + skip * dy.y};
+          });
     }
     for (int from = 16 * warp; from < N; from += 16 * kWarps) {
       Columns dk = {};
@@ -185,10 +186,10 @@ __global__ void __launch_bounds__(P * 2) keys(const __grid_constant__ BackwardAr
           for (int x = 0; x < 2; ++x) dk[j][x][2 * half] *= decay, dk[j][x][2 * half + 1] *= decay;
         }
       add_masked_times<false>(dk, s.r(), s.q(), from);
-      store_columns(a.dk.row(b, first, h) + from, a.dk.token, left,
-                    [&](int j, int x, int half, int row, int) {
-                      return float2{now.dt[row] * dk[j][x][2 * half], now.dt[row] * dk[j][x][2 * half + 1]};
-                    });
+      store_columns<kTokens / 16>(
+          a.dk.row(b, first, h) + from, a.dk.token, left, [&](int j, int x, int half, int row, int) {
+            return float2{now.dt[row] * dk[j][x][2 * half], now.dt[row] * dk[j][x][2 * half + 1]};
+          });
     }
     update_state(gradient, exp2f(now.cum[kTokens - 1]), s.dy(), column, now.from_start, s.q());
     __syncthreads();

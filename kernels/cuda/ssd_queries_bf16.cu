@@ -36,6 +36,7 @@ template <int N, int P>
 __global__ void __launch_bounds__(N * 2) queries(const __grid_constant__ BackwardArguments a) {
   extern __shared__ __align__(16) char shared[];
   const Shared<N, P> s{shared};
+  constexpr int kThreadsOf = N * 2;
   constexpr int kWarps = N / 16;
   const std::int64_t head = blockIdx.x / a.cut.pieces, b = head / a.cut.h, h = head % a.cut.h;
   const int piece = static_cast<int>(blockIdx.x % a.cut.pieces), warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -48,10 +49,10 @@ __global__ void __launch_bounds__(N * 2) queries(const __grid_constant__ Backwar
   const auto start = [&](int i) {
     if (i < count) {
       const std::int64_t first = (begin + i) * kTokens, left = a.cut.t - first;
-      s.q().start_copy(a.q.row(b, first, h), a.q.token, left);
-      s.k().start_copy(a.k.row(b, first, h), a.k.token, left);
-      s.v().start_copy(a.v.row(b, first, h), a.v.token, left);
-      s.dy().start_copy(a.dy.row(b, first, h), a.dy.token, left);
+      s.q().template start_copy<kThreadsOf>(a.q.row(b, first, h), a.q.token, left);
+      s.k().template start_copy<kThreadsOf>(a.k.row(b, first, h), a.k.token, left);
+      s.v().template start_copy<kThreadsOf>(a.v.row(b, first, h), a.v.token, left);
+      s.dy().template start_copy<kThreadsOf>(a.dy.row(b, first, h), a.dy.token, left);
     }
     commit_copies();
   };
@@ -112,9 +113,10 @@ __global__ void __launch_bounds__(N * 2) queries(const __grid_constant__ Backwar
       });
       scale_and_dot(dq, now.from_start, s.q(), column, s.sums().u[warp]);
       add_masked_times<true>(dq, s.r(), s.k(), column);
-      store_columns(a.dq.row(b, first, h) + column, a.dq.token, left, [&](int j, int x, int half, int, int) {
-        return float2{dq[j][x][2 * half], dq[j][x][2 * half + 1]};
-      });
+      store_columns<kTokens / 16>(a.dq.row(b, first, h) + column, a.dq.token, left,
+                                  [&](int j, int x, int half, int, int) {
+                                    return float2{dq[j][x][2 * half], dq[j][x][2 * half + 1]};
+                                  });
     }
     update_state(state, exp2f(now.cum[kTokens - 1]), s.k(), column, now.weight, s.v());
     __syncthreads();

@@ -22,24 +22,29 @@ struct ForwardShared {
   using V = Tile<kTokens, P>;
   using M = Tile<kTokens, kTokens>;
   static constexpr int kStage = 2 * Q::kBytes + V::kBytes;
-  static constexpr std::size_t kBytes = 2 * kStage + M::kBytes + 2 * sizeof(Steps);
+  static constexpr std::size_t kBytes = SCAN_STAGES * kStage + M::kBytes + 2 * sizeof(Steps);
   char* base;
-  __device__ Q q(int i) const { return {reinterpret_cast<bf16*>(base + i % 2 * kStage)}; }
-  __device__ Q k(int i) const { return {reinterpret_cast<bf16*>(base + i % 2 * kStage + Q::kBytes)}; }
-  __device__ V v(int i) const { return {reinterpret_cast<bf16*>(base + i % 2 * kStage + 2 * Q::kBytes)}; }
-  __device__ M m() const { return {reinterpret_cast<bf16*>(base + 2 * kStage)}; }
+  __device__ Q q(int i) const { return {reinterpret_cast<bf16*>(base + i % SCAN_STAGES * kStage)}; }
+  __device__ Q k(int i) const {
+    return {reinterpret_cast<bf16*>(base + i % SCAN_STAGES * kStage + Q::kBytes)};
+  }
+  __device__ V v(int i) const {
+    return {reinterpret_cast<bf16*>(base + i % SCAN_STAGES * kStage + 2 * Q::kBytes)};
+  }
+  __device__ M m() const { return {reinterpret_cast<bf16*>(base + SCAN_STAGES * kStage)}; }
   __device__ Steps& steps(int i) const {
-    return reinterpret_cast<Steps*>(base + 2 * kStage + M::kBytes)[i % 2];
+    return reinterpret_cast<Steps*>(base + SCAN_STAGES * kStage + M::kBytes)[i % 2];
   }
 };
 
 /// A block a piece. A warp has 16 columns of v and y, and those of the state, transposed: 16 rows of S^T (p,
 /// n).
 template <int N, int P>
-__global__ void __launch_bounds__(P * 2, 2) scan(const __grid_constant__ ForwardArguments a) {
+__global__ void __launch_bounds__(P * 2, SCAN_BLOCKS) scan(const __grid_constant__ ForwardArguments a) {
   extern __shared__ __align__(16) char shared[];
   const ForwardShared<N, P> s{shared};
   constexpr int kWarps = P / 16;
+  constexpr int kThreadsOf = P * 2;
   const std::int64_t head = blockIdx.x / a.cut.pieces, b = head / a.cut.h, h = head % a.cut.h;
   const int piece = static_cast<int>(blockIdx.x % a.cut.pieces), warp = static_cast<int>(threadIdx.x) / kWarp;
   const int g = static_cast<int>(threadIdx.x) % kWarp / 4, c = static_cast<int>(threadIdx.x) % 4 * 2;
@@ -51,9 +56,9 @@ __global__ void __launch_bounds__(P * 2, 2) scan(const __grid_constant__ Forward
   const auto start = [&](int i) {
     if (i < count) {
       const std::int64_t first = (begin + i) * kTokens, left = a.cut.t - first;
-      s.q(i).start_copy(a.q.row(b, first, h), a.q.token, left);
-      s.k(i).start_copy(a.k.row(b, first, h), a.k.token, left);
-      s.v(i).start_copy(a.v.row(b, first, h), a.v.token, left);
+      s.q(i).template start_copy<kThreadsOf>(a.q.row(b, first, h), a.q.token, left);
+      s.k(i).template start_copy<kThreadsOf>(a.k.row(b, first, h), a.k.token, left);
+      s.v(i).template start_copy<kThreadsOf>(a.v.row(b, first, h), a.v.token, left);
     }
     commit_copies();
   };
@@ -82,9 +87,9 @@ __global__ void __launch_bounds__(P * 2, 2) scan(const __grid_constant__ Forward
     }
     wait_copies<0>();
     __syncthreads();
-    start(i + 1);
+    if (SCAN_STAGES > 1) start(i + 1);
 
-    // M = (Q K^T) o E o dt, below the diagonal.
+    // M = (Q K^T) o E o dt + D, on and below the diagonal.
     for (int block = warp; block < kTriangle; block += kWarps) {
       const int bi = triangle_row(block), bj = block - bi * (bi + 1) / 2;
       float product[2][4] = {};
@@ -98,44 +103,47 @@ __global__ void __launch_bounds__(P * 2, 2) scan(const __grid_constant__ Forward
         for (int half = 0; half < 2; ++half) {
           const int to = 16 * bi + g + 8 * half;
           const float at = now.cum[to];
-          m.set(to, from, from <= to ? product[x][2 * half] * exp2f(at - cum.x) * dt.x : 0.f,
-                from + 1 <= to ? product[x][2 * half + 1] * exp2f(at - cum.y) * dt.y : 0.f);
+          float m0 = from <= to ? product[x][2 * half] * exp2f(at - cum.x) * dt.x : 0.f;
+          float m1 = from + 1 <= to ? product[x][2 * half + 1] * exp2f(at - cum.y) * dt.y : 0.f;
+          if (from == to) m0 += skip;
+          if (from + 1 == to) m1 += skip;
+          m.set(to, from, m0, m1);
         }
       }
     }
     __syncthreads();
 
-    // Y = exp(cum) Q S + M V + D v.
-    Columns y = {};
-    tokens_times<N / 16>(y, q, [&](int step, std::uint32_t(&right)[4]) {
-      right[0] = state.b0(step, 0), right[1] = state.b1(step, 0);
-      right[2] = state.b0(step, 1), right[3] = state.b1(step, 1);
-    });
-#pragma unroll
-    for (int j = 0; j < kTokens / 16; ++j)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float decay = now.from_start[16 * j + g + 8 * half];
-#pragma unroll
-        for (int x = 0; x < 2; ++x) y[j][x][2 * half] *= decay, y[j][x][2 * half + 1] *= decay;
-      }
-    add_masked_times<true>(y, m, v, column);
+    // Y = exp(cum) Q S + M V.
     const std::int64_t first = (begin + i) * kTokens;
 #pragma unroll
-    for (int j = 0; j < kTokens / 16; ++j)
+    for (int row = 0; row < kTokens; row += 16 * SCAN_TILES) {
+      ColumnsOf<SCAN_TILES> y = {};
+      tokens_times<N / 16>(
+          y, q,
+          [&](int step, std::uint32_t(&right)[4]) {
+            right[0] = state.b0(step, 0), right[1] = state.b1(step, 0);
+            right[2] = state.b0(step, 1), right[3] = state.b1(step, 1);
+          },
+          row);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = 16 * j + g + 8 * half;
-        if (first + row >= a.cut.t) continue;
-        bf16* const out = a.y.row(b, first + row, h) + column + c;
+      for (int j = 0; j < SCAN_TILES; ++j)
 #pragma unroll
-        for (int x = 0; x < 2; ++x) {
-          const float2 skipped = v.get(row, column + 8 * x + c);
-          *reinterpret_cast<std::uint32_t*>(out + 8 * x) =
-              pack(y[j][x][2 * half] + skip * skipped.x, y[j][x][2 * half + 1] + skip * skipped.y);
+        for (int half = 0; half < 2; ++half) {
+          const float decay = now.from_start[row + 16 * j + g + 8 * half];
+#pragma unroll
+          for (int x = 0; x < 2; ++x) y[j][x][2 * half] *= decay, y[j][x][2 * half + 1] *= decay;
         }
-      }
+      add_masked_times<true>(y, m, v, column, row);
+      store_columns<SCAN_TILES>(a.y.row(b, first + row, h) + column, a.y.token, a.cut.t - first - row,
+                                [&](int j, int x, int half, int, int) {
+                                  return float2{y[j][x][2 * half], y[j][x][2 * half + 1]};
+                                });
+    }
     update_state(state, exp2f(now.cum[kTokens - 1]), v, column, now.weight, k);
+    if (SCAN_STAGES == 1) {
+      __syncthreads();
+      start(i + 1);
+    }
   }
   if (a.state_out.data && piece == a.cut.pieces - 1)
     state.each([&](int row, int n, float& value) { a.state_out(b, h, n)[column + row] = value; });

@@ -96,6 +96,7 @@ template <int N, int P>
 __global__ void __launch_bounds__(P * 2) chunks(const __grid_constant__ Arguments a) {
   extern __shared__ __align__(16) char shared[];
   const Shared<N, P> s{shared};
+  constexpr int kThreadsOf = P * 2;
   constexpr int kWarps = P / 16;
   const std::int64_t head = blockIdx.x / a.cut.pieces, b = head / a.cut.h, h = head % a.cut.h;
   const int piece = static_cast<int>(blockIdx.x % a.cut.pieces), warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -115,8 +116,8 @@ __global__ void __launch_bounds__(P * 2) chunks(const __grid_constant__ Argument
   const auto start = [&](int i) {
     if (i < count) {
       const std::int64_t first = (end - 1 - i) * kTokens;
-      s.k(i).start_copy(a.k.row(b, first, h), a.k.token, a.cut.t - first);
-      s.v(i).start_copy(a.v.row(b, first, h), a.v.token, a.cut.t - first);
+      s.k(i).template start_copy<kThreadsOf>(a.k.row(b, first, h), a.k.token, a.cut.t - first);
+      s.v(i).template start_copy<kThreadsOf>(a.v.row(b, first, h), a.v.token, a.cut.t - first);
     }
     commit_copies();
   };

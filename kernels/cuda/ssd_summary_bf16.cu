@@ -31,6 +31,7 @@ template <int N, int P>
 __global__ void __launch_bounds__(N * 2) summarise(const __grid_constant__ SummaryArguments a) {
   extern __shared__ __align__(16) char shared[];
   using X = Tile<kTokens, N>;
+  constexpr int kThreadsOf = N * 2;
   using Z = Tile<kTokens, P>;
   const Job& job = a.jobs[blockIdx.y];
   if (static_cast<std::int64_t>(blockIdx.x) >= a.cut.heads() * job.count) return;
@@ -51,8 +52,8 @@ __global__ void __launch_bounds__(N * 2) summarise(const __grid_constant__ Summa
   const auto start = [&](int i) {
     if (i < count) {
       const std::int64_t first = chunk(i) * kTokens;
-      x_tile(i).start_copy(job.x.row(b, first, h), job.x.token, a.cut.t - first);
-      z_tile(i).start_copy(job.z.row(b, first, h), job.z.token, a.cut.t - first);
+      x_tile(i).template start_copy<kThreadsOf>(job.x.row(b, first, h), job.x.token, a.cut.t - first);
+      z_tile(i).template start_copy<kThreadsOf>(job.z.row(b, first, h), job.z.token, a.cut.t - first);
     }
     commit_copies();
   };

@@ -84,14 +84,23 @@ struct Tile {
     load<false>(b, at(row + lane() % 8 + lane() / 16 * 8, column + lane() / 8 % 2 * 8));
   }
 
-  /// Starts to copy rows [0, count) from rows `stride` elements apart; the others become zero. By all threads
-  /// of a block; rows begin at multiples of 16 bytes.
+  /// Starts to copy rows [0, count) from rows `stride` elements apart; the others become zero. By the
+  /// kThreads threads of a block; rows begin at multiples of 16 bytes.
+  template <int kThreads>
   __device__ void start_copy(const bf16* global, std::int64_t stride, std::int64_t count) const {
-    constexpr int kPieces = kColumns / 8;
-    for (int i = static_cast<int>(threadIdx.x); i < kRows * kPieces; i += static_cast<int>(blockDim.x)) {
-      const int row = i / kPieces, column = i % kPieces * 8;
-      const bool valid = row < count;
-      copy_async(at(row, column), valid ? global + row * stride + column : global, valid);
+    constexpr int kPieces = kColumns / 8, kStep = kThreads / kPieces;  // a thread keeps its column
+    const int first = static_cast<int>(threadIdx.x) / kPieces,
+              column = static_cast<int>(threadIdx.x) % kPieces * 8;
+    if (kThreads % kPieces != 0 && first >= kStep) return;
+    const bf16* from = global + first * stride + column;
+    bf16* to = at(first, column);
+    const std::int64_t step = kStep * stride;
+    if (count >= kRows && kRows % kStep == 0) {  // nearly always
+#pragma unroll
+      for (int row = 0; row < kRows; row += kStep, from += step) copy_async(to + row * kPitch, from, true);
+    } else {
+      for (int row = first; row < kRows; row += kStep, from += step, to += kStep * kPitch)
+        copy_async(to, row < count ? from : global, row < count);
     }
   }
 
