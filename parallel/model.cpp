@@ -1,7 +1,7 @@
 #include "parallel/model.h"
 
-#include "kernels/elementwise.h"
 #include "kernels/rms_norm.h"
+#include "parallel/layers/aligned_rows.h"
 
 namespace transmamba {
 namespace {
@@ -9,12 +9,6 @@ namespace {
 /// Rows (rows, d), of which the first `count` are tokens, as one norm group each: (1, count, 1, d).
 Tensor groups(const Tensor& x, std::int64_t count) {
   return x.slice(0, 0, count).split(1, x.dim(1)).split(0, count);
-}
-
-Tensor copy_of(const Context& context, const Tensor& x) {
-  const Tensor y = context.empty(x.shape());
-  copy({.x = x, .y = y}, context.stream);
-  return y;
 }
 
 Placement serial_placement(const Mesh& mesh, const ModelConfig& c) {
@@ -117,16 +111,15 @@ Tensor Model::norm(const Context& context, const Tensor& x, std::int64_t tokens,
   return y;
 }
 
-/// dresidual (rows, d) += the gradient that comes through the norm, from dy (rows, d).
 void Model::norm_backward(const Context& context, const Tensor& dy, const Tensor& x, std::int64_t tokens,
-                          const Pack& weight, const Tensor& dresidual) const {
+                          const Pack& weight, const Tensor& dresidual, const Tensor& dx) const {
   const std::int64_t mine = TokenShard(placement_.mesh->tp(), tokens).mine;
   if (mine > 0)
     rms_norm_backward({.dy = groups(dy, mine),
                        .x = groups(x, mine),
                        .weight = weight.value().split(0, x.dim(1)),
-                       .dresidual = groups(dresidual, mine),
-                       .dx = groups(dresidual, mine),
+                       .dresidual = dresidual ? groups(dresidual, mine) : Tensor(),
+                       .dx = groups(dx, mine),
                        .dweight = weight.grad().split(0, x.dim(1)),
                        .eps = config_.norm_eps},
                       context.stream);
@@ -138,7 +131,7 @@ Tensor Model::logits(const Context& context, const Tensor& tokens, const Tensor&
   needed(head_range_);
   if (config_.tie_embeddings) needed(embedding_range_);
   saved.normed = norm(context, residual, tokens.numel(), final_norm_);
-  const Tensor logits = context.empty({tokens.dim(0), tokens.dim(1), loss_.mine()});
+  const Tensor logits = aligned_rows(context, {tokens.dim(0), tokens.dim(1), loss_.mine()});
   head_.forward(context, saved.normed, logits.merge(0));
   return logits;
 }
@@ -160,17 +153,18 @@ Tensor Model::forward(const Context& context, int chunk, const Tensor& tokens, c
     needed(layer.parameters);
     LayerSaved kept;
     kept.residual = residual;
-    const Tensor u = norm(context, residual, tokens.numel(), layer.norm);
-    residual = copy_of(context, residual);
+    const Tensor u = norm(context, residual, tokens.numel(), layer.norm),
+                 output = context.empty(residual.shape());
     if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner)) {
       Mixer::Saved inner;
       inner.keep_states = s.keep_states;
-      mixer->forward(context, sequence, u, tokens.dim(0), residual, inner);
+      mixer->forward(context, sequence, u, tokens.dim(0), residual, output, inner);
       kept.inner = std::move(inner);
     } else {
       std::get<Mlp>(layer.inner)
-          .forward(context, u, tokens.numel(), residual, kept.inner.emplace<Mlp::Saved>());
+          .forward(context, u, tokens.numel(), residual, output, kept.inner.emplace<Mlp::Saved>());
     }
+    residual = output;
     if (saved) s.layers.push_back(std::move(kept));
   }
   return stage.is_last ? logits(context, tokens, residual, s) : residual;
@@ -178,7 +172,8 @@ Tensor Model::forward(const Context& context, int chunk, const Tensor& tokens, c
 
 Tensor Model::token_losses(const Context& context, const Tensor& logits, const Tensor& targets,
                            Saved* saved) const {
-  const Tensor loss = context.empty(targets.shape()), lse = context.empty(targets.shape());
+  const Tensor loss = context.empty(targets.shape(), context.statistics()),
+               lse = context.empty(targets.shape(), context.statistics());
   loss_.forward(context, logits, targets, loss, lse);
   if (saved) saved->logits = logits, saved->targets = targets, saved->lse = lse;
   return loss;
@@ -197,8 +192,7 @@ Tensor Model::backward(const Context& context, int chunk, const Tensor& doutput,
     const Tensor dnormed = head_.backward(context, s.logits.merge(0), s.normed);
     s.logits = Tensor();
     dresidual = context.empty(s.residual.shape());
-    fill({.value = 0, .y = dresidual}, context.stream);
-    norm_backward(context, dnormed, s.residual, tokens, final_norm_, dresidual);
+    norm_backward(context, dnormed, s.residual, tokens, final_norm_, {}, dresidual);
     complete(head_range_);
   }
   const Sequence sequence = this->sequence(s.tokens.dim(1));
@@ -209,7 +203,7 @@ Tensor Model::backward(const Context& context, int chunk, const Tensor& doutput,
     const Tensor du =
         mixer ? mixer->backward(context, sequence, dresidual, std::get<Mixer::Saved>(kept.inner))
               : std::get<Mlp>(layer.inner).backward(context, dresidual, std::get<Mlp::Saved>(kept.inner));
-    norm_backward(context, du, kept.residual, tokens, layer.norm, dresidual);
+    norm_backward(context, du, kept.residual, tokens, layer.norm, dresidual, dresidual);
     kept = {};
     complete(layer.parameters);
   }
@@ -237,7 +231,7 @@ Tensor Model::decode(const Context& context, const Tensor& tokens, Cache& cache)
       mixer->decode(context, u, tokens.dim(0), residual, cache.mixers[mixers++]);
     } else {
       Mlp::Saved inner;
-      std::get<Mlp>(layer.inner).forward(context, u, tokens.numel(), residual, inner);
+      std::get<Mlp>(layer.inner).forward(context, u, tokens.numel(), residual, residual, inner);
     }
   }
   return logits(context, tokens, residual, unused);

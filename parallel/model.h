@@ -54,7 +54,7 @@ class Model {
     Tensor normed;    // (rows, d)
     Tensor targets;   // (b, t) int32
     Tensor logits;    // (b, t, V / tp); the backward pass overwrites it
-    Tensor lse;
+    Tensor lse;       // (b, t), S
   };
   /// Decoding state: one Mixer::Cache a mixer.
   struct Cache {
@@ -75,7 +75,7 @@ class Model {
   /// from the last stage this rank's logits (b, t, V / tp). `saved` may be null: then nothing is kept.
   Tensor forward(const Context& context, int chunk, const Tensor& tokens, const Tensor& input,
                  Saved* saved) const;
-  /// Cross entropy in nats of each token (b, t) after the last stage's forward(); `saved` as there.
+  /// Cross entropy in nats of each token (b, t), S, after the last stage's forward(); `saved` as there.
   Tensor token_losses(const Context& context, const Tensor& logits, const Tensor& targets,
                       Saved* saved) const;
   /// One chunk backward: adds the gradients of scale * (sum of the token losses) to the parameters'
@@ -119,8 +119,10 @@ class Model {
   void declare(std::span<const std::int64_t> transpoints);
   Tensor logits(const Context& context, const Tensor& tokens, const Tensor& residual, Saved& saved) const;
   Tensor norm(const Context& context, const Tensor& x, std::int64_t tokens, const Pack& weight) const;
+  /// dx = dresidual + the gradient that comes through the norm, from dy; all (rows, d). dresidual may be
+  /// absent, or dx.
   void norm_backward(const Context& context, const Tensor& dy, const Tensor& x, std::int64_t tokens,
-                     const Pack& weight, const Tensor& dresidual) const;
+                     const Pack& weight, const Tensor& dresidual, const Tensor& dx) const;
   void needed(Range range) const {
     if (events_) events_->needed(range.first, range.last);
   }

@@ -15,14 +15,14 @@ Mlp::Mlp(const ModelConfig& c, const std::string& prefix, Communicator& tp, Para
   down_ = RowLinear(store.add({{prefix + "down_proj.weight", row, out, true}}), tp);
 }
 
-void Mlp::forward(const Context& context, const Tensor& u, std::int64_t tokens, View residual,
-                  Saved& saved) const {
+void Mlp::forward(const Context& context, const Tensor& u, std::int64_t tokens, ConstView residual,
+                  View output, Saved& saved) const {
   saved.u = u;
   saved.gate_up = context.empty({1, tokens, 2 * ffn_});
   saved.hidden = context.empty({1, tokens, ffn_});
   gate_up_.forward(context, u, saved.gate_up.merge(0));
   swiglu({.gate_up = saved.gate_up, .y = saved.hidden}, context.stream);
-  down_.forward(context, saved.hidden.merge(0), residual);
+  down_.forward(context, saved.hidden.merge(0), residual, output);
 }
 
 Tensor Mlp::backward(const Context& context, const Tensor& dout, Saved& saved) const {

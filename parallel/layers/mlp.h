@@ -16,8 +16,9 @@ class Mlp {
   /// Declares `<prefix>gate_proj.weight` and the other parameters.
   Mlp(const ModelConfig& config, const std::string& prefix, Communicator& tp, ParameterStore& store);
 
-  /// residual (rows, d) += mlp(u), u (rows, d), this rank's rows of `tokens` tokens (TokenShard).
-  void forward(const Context& context, const Tensor& u, std::int64_t tokens, View residual,
+  /// output = residual + mlp(u), all (rows, d), this rank's rows of `tokens` tokens (TokenShard). `output`
+  /// may be `residual`.
+  void forward(const Context& context, const Tensor& u, std::int64_t tokens, ConstView residual, View output,
                Saved& saved) const;
   /// From dout, the gradient of the layer's output, to that of u.
   Tensor backward(const Context& context, const Tensor& dout, Saved& saved) const;
