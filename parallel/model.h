@@ -38,9 +38,10 @@ class Model {
     std::variant<Mixer, Mlp> inner;
     Range parameters;
   };
-  /// What the forward pass of one layer keeps for its backward pass.
+  /// What the forward pass of one layer keeps for its backward pass, less what is computed again there.
   struct LayerSaved {
     Tensor residual;  // (rows, d) the layer's input
+    Tensor u;         // (rows, d) after the norm
     std::variant<Mixer::Saved, Mlp::Saved> inner;
   };
   /// What a forward pass through one chunk keeps. With keep_states each mixer also keeps its states at P and
@@ -66,9 +67,10 @@ class Model {
   /// (in buckets as ParameterStore::allocate makes them), not initialised. `placement.mesh` must outlive the
   /// model.
   Model(const ModelConfig& config, std::span<const std::int64_t> transpoints, const Context& context,
-        Placement placement, std::int64_t bucket_bytes = 25 << 20);
+        Placement placement, std::int64_t bucket_bytes = 25 << 20, Recompute recompute = Recompute::none);
   /// The whole model on one rank.
-  Model(const ModelConfig& config, std::span<const std::int64_t> transpoints, const Context& context);
+  Model(const ModelConfig& config, std::span<const std::int64_t> transpoints, const Context& context,
+        Recompute recompute = Recompute::none);
 
   /// One chunk forward. The first stage takes only this rank's tokens (b, t); the others also `input`, the
   /// residual (rows, d) of the stage before (TokenShard of b t). Gives the residual for the next stage, or
@@ -107,6 +109,7 @@ class Model {
   ModelConfig config_;
   std::unique_ptr<Mesh> own_mesh_;
   Placement placement_;
+  Recompute recompute_;
   std::unique_ptr<ParameterStore> store_;
   std::vector<std::vector<Layer>> chunks_;
   VocabEmbedding embedding_;
@@ -117,6 +120,12 @@ class Model {
   ParameterEvents* events_ = nullptr;
 
   void declare(std::span<const std::int64_t> transpoints);
+  /// One layer: gives its output, and in `saved` (where saved.residual is its input) what backward wants.
+  Tensor forward(const Context& context, const Sequence& sequence, const Layer& layer, const Tensor& tokens,
+                 bool keep_states, LayerSaved& saved) const;
+  /// dresidual: of the layer's output, then of its input.
+  void backward(const Context& context, const Sequence& sequence, const Layer& layer, const Tensor& tokens,
+                const Tensor& dresidual, LayerSaved& saved) const;
   Tensor logits(const Context& context, const Tensor& tokens, const Tensor& residual, Saved& saved) const;
   Tensor norm(const Context& context, const Tensor& x, std::int64_t tokens, const Pack& weight) const;
   /// dx = dresidual + the gradient that comes through the norm, from dy; all (rows, d). dresidual may be

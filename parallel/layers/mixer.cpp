@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <utility>
 
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
@@ -208,11 +209,19 @@ Tensor Mixer::gate_and_norm(const Context& context, const Tensor& y, const Proje
   return normed;
 }
 
-void Mixer::forward(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t b,
-                    ConstView residual, View output, Saved& s) const {
+void Mixer::Saved::drop(Recompute recompute) {
+  if (recompute == Recompute::selective) normed = in.qkv = in.k_rotated = Tensor();
+  if (recompute == Recompute::full) {
+    Saved result;
+    result.keep_states = keep_states;
+    result.state_at_transpoint = state_at_transpoint, result.last_state = last_state;
+    *this = std::move(result);
+  }
+}
+
+void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t b,
+                Saved& s) const {
   const std::int64_t t = sequence.tokens(), cut = sequence.tokens_before(transpoint_);
-  const std::vector<Run> all = runs(sequence);
-  s.u = u;
 
   // Project and convolve: q, k, v and step sizes for all tokens, whoever reads them; q and k as they do.
   s.in = project(context, u, b, t);
@@ -235,8 +244,12 @@ void Mixer::forward(const Context& context, const Sequence& sequence, const Tens
   if (handoff) s.entering = handoff->combine(context);
   scan(context, sequence, s);
 
-  // Gate, norm, project.
   s.normed = gate_and_norm(context, s.y, s.in, cut);
+}
+
+void Mixer::forward(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t b,
+                    ConstView residual, View output, Saved& s) const {
+  mix(context, sequence, u, b, s);
   out_.forward(context, s.normed.merge(2).merge(0), residual, output);
 }
 

@@ -10,6 +10,7 @@
 #include "parallel/context/kv_gather.h"
 #include "parallel/context/state_handoff.h"
 #include "parallel/layers/column_linear.h"
+#include "parallel/layers/recompute.h"
 #include "parallel/layers/row_linear.h"
 
 namespace transmamba {
@@ -29,7 +30,6 @@ class Mixer {
 
   /// What the forward pass keeps for the backward pass.
   struct Saved {
-    Tensor u;  // (rows, d) the layer's input, this rank's run of it
     Projections in;
     Tensor lse;                 // (b, h, cut), S
     Entering entering;          // the states that enter its segments; absent where one rank has all
@@ -40,6 +40,9 @@ class Mixer {
     // last token.
     bool keep_states = false;
     Tensor state_at_transpoint, last_state;
+
+    /// Drops what backward() is to compute again.
+    void drop(Recompute recompute);
   };
 
   /// Token-by-token decoding: keys and values before P; one state from P on, when they are freed.
@@ -60,8 +63,12 @@ class Mixer {
   /// `output` may be `residual`.
   void forward(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t batch,
                ConstView residual, View output, Saved& saved) const;
-  /// From dout, the gradient of the layer's output, to that of u.
-  Tensor backward(const Context& context, const Sequence& sequence, const Tensor& dout, Saved& saved) const;
+  /// Of forward() all but the product that gives the output: what backward() wants kept.
+  void mix(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t batch,
+           Saved& saved) const;
+  /// From dout, the gradient of the layer's output, to that of u. Frees `saved` on its way.
+  Tensor backward(const Context& context, const Sequence& sequence, const Tensor& u, const Tensor& dout,
+                  Saved& saved) const;
   /// residual += mixer(u): the same function of the tokens as forward(), for the tokens after those in
   /// `cache`, any number at a time. On one rank.
   void decode(const Context& context, const Tensor& u, std::int64_t batch, View residual, Cache& cache) const;

@@ -1,5 +1,5 @@
 // The backward pass of mixer.cpp: its steps in reverse. Each exchange between ranks is the conjugate of the
-// forward pass's.
+// forward pass's. Memory is freed when its last reader is done (parallel/plan/memory.cpp counts on that).
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/qkv_conv.h"
@@ -163,29 +163,37 @@ void Mixer::convolve_backward(const Context& context, const Sequence& sequence, 
         .finish(context);
 }
 
-Tensor Mixer::backward(const Context& context, const Sequence& sequence, const Tensor& dout, Saved& s) const {
+Tensor Mixer::backward(const Context& context, const Sequence& sequence, const Tensor& u, const Tensor& dout,
+                       Saved& s) const {
   const std::int64_t b = s.y.dim(0), t = s.y.dim(1), cut = sequence.tokens_before(transpoint_);
 
   // Through the output projection, the norm and the gate.
+  if (!s.normed) s.normed = gate_and_norm(context, s.y, s.in, cut);
+  Tensor dy = context.empty(s.y.shape());
+  out_.backward(context, dout, s.normed.merge(2).merge(0), dy.merge(2).merge(0));
+  s.normed = Tensor();
   Projections d;
   d.projected = aligned_rows(context, {b, t, projected_width()});
-  const Tensor dy = context.empty(s.y.shape());
-  out_.backward(context, dout, s.normed.merge(2).merge(0), dy.merge(2).merge(0));
   gate_and_norm_backward(context, dy, s, cut, d);
 
   // Through attention, then the SSM: what the states ask of a token's k and v adds to what attention did.
+  if (!s.in.qkv) convolve(context, sequence, s.keep_states, s.in);
   d.qkv = context.empty(s.in.qkv.shape());
   if (s.in.k_rotated) d.k_rotated = context.empty(s.in.k_rotated.shape());
   d.dt = context.empty(s.in.dt.shape(), context.statistics());
   attend_backward(context, sequence, dy, s, d);
   fill({.value = 0, .y = d.dt.slice(1, 0, cut)}, context.stream);
   scan_backward(context, sequence, dy, s, d);
+  dy = s.y = s.lse = s.in.qkv = s.in.k_rotated = Tensor();
+  s.state.clear(), s.entering = {};
 
   // Through the convolution, the softplus and the input projections.
   convolve_backward(context, sequence, s.in, d);
+  d.qkv = d.k_rotated = Tensor();
   step_size_backward({.ddt = d.dt, .dt = s.in.dt, .draw = step_view(d.projected), .dbias = dt_bias_.grad()},
                      context.stream);
-  return in_.backward(context, d.projected.merge(0), s.u);
+  s.in = {}, d.dt = Tensor();
+  return in_.backward(context, d.projected.merge(0), u);
 }
 
 }  // namespace transmamba
