@@ -78,15 +78,33 @@ Shape strides_of(const ConstView& x) {
 class Key {
  public:
   Key(int device, Mask mask) : numbers_{device, static_cast<std::int64_t>(mask)} {}
-  Key& add(const ConstView& x) {
-    const Shape strides = strides_of(x);
-    for (int i = 0; i < x.rank(); ++i) numbers_.insert(numbers_.end(), {x.dim(i), strides[i]});
+  Key& add(std::initializer_list<ConstView> views) {
+    for (const ConstView& x : views) {
+      const Shape strides = strides_of(x);
+      for (int i = 0; i < x.rank(); ++i) numbers_.insert(numbers_.end(), {x.dim(i), strides[i]});
+    }
     return *this;
   }
   bool operator<(const Key& other) const { return numbers_ < other.numbers_; }
 
  private:
   std::vector<std::int64_t> numbers_;
+};
+
+/// A training run has few shapes. Generation has another one for each token, so there is a bound.
+class Plans {
+ public:
+  template <class Make>
+  const FusedPlan& get(const Key& key, Make&& make) {
+    constexpr std::size_t kMost = 256;
+    const auto known = plans_.find(key);
+    if (known != plans_.end()) return *known->second;
+    if (plans_.size() == kMost) plans_.clear();
+    return *plans_.emplace(key, make()).first->second;
+  }
+
+ private:
+  std::map<Key, std::unique_ptr<FusedPlan>> plans_;
 };
 
 /// A (b, t, h, width) view as cuDNN's (b, h, t, width).
@@ -182,21 +200,16 @@ void execute(const FusedPlan& plan, Addresses addresses, std::byte* workspace, c
 }  // namespace
 
 const FusedPlan& fused_plan(const Attention& a, Mask mask) {
-  thread_local std::map<Key, std::unique_ptr<FusedPlan>> plans;
+  thread_local Plans plans;
   const int device = current_device("attention");
-  auto& plan = plans[Key(device, mask).add(a.q).add(a.k).add(a.v).add(a.o)];
-  if (!plan) plan = make_plan(a, mask, device);
-  return *plan;
+  return plans.get(Key(device, mask).add({a.q, a.k, a.v, a.o}), [&] { return make_plan(a, mask, device); });
 }
 
 const FusedPlan& fused_plan(const AttentionBackward& a, Mask mask) {
-  thread_local std::map<Key, std::unique_ptr<FusedPlan>> plans;
+  thread_local Plans plans;
   const int device = current_device("attention_backward");
-  const Key key =
-      Key(device, mask).add(a.q).add(a.k).add(a.v).add(a.o).add(a.dout).add(a.dq).add(a.dk).add(a.dv);
-  auto& plan = plans[key];
-  if (!plan) plan = make_plan(a, mask, device);
-  return *plan;
+  return plans.get(Key(device, mask).add({a.q, a.k, a.v, a.o, a.dout, a.dq, a.dk, a.dv}),
+                   [&] { return make_plan(a, mask, device); });
 }
 
 std::int64_t workspace_bytes(const FusedPlan& plan) { return plan.workspace; }
