@@ -135,11 +135,14 @@ void set_output(const TensorPtr& tensor, const graph::Tensor_attributes& like) {
 }
 
 template <class Options>
-Options options_of(std::string_view op, Mask mask, const ConstView& q) {
+Options options_of(std::string_view op, Mask mask, const ConstView& q, const ConstView& k) {
+  using cudnn_frontend::DiagonalAlignment_t;
   Options options;
   options.set_name(std::string(op)).set_attn_scale(1 / std::sqrt(static_cast<float>(q.dim(3))));
+  // Where both are the same, cuDNN's backward pass skips what is masked only if it is told "top left".
+  const bool square = q.dim(1) == k.dim(1);
   if (mask == Mask::causal)
-    options.set_diagonal_alignment(cudnn_frontend::DiagonalAlignment_t::BOTTOM_RIGHT)
+    options.set_diagonal_alignment(square ? DiagonalAlignment_t::TOP_LEFT : DiagonalAlignment_t::BOTTOM_RIGHT)
         .set_diagonal_band_right_bound(0);
   return options;
 }
@@ -168,7 +171,7 @@ std::unique_ptr<FusedPlan> make_plan(const Attention& a, Mask mask, int device) 
   graph::Graph& g = plan->graph;
   const auto [o, lse] =
       g.sdpa(g.tensor(describe(kQ, a.q)), g.tensor(describe(kK, a.k)), g.tensor(describe(kV, a.v)),
-             options_of<graph::SDPA_attributes>(plan->op, mask, a.q).set_generate_stats(true));
+             options_of<graph::SDPA_attributes>(plan->op, mask, a.q, a.k).set_generate_stats(true));
   set_output(o, describe(kO, a.o));
   set_output(lse, describe_lse(a.lse));
   build(*plan, device, a);
@@ -181,7 +184,8 @@ std::unique_ptr<FusedPlan> make_plan(const AttentionBackward& a, Mask mask, int 
   const auto [dq, dk, dv] = g.sdpa_backward(
       g.tensor(describe(kQ, a.q)), g.tensor(describe(kK, a.k)), g.tensor(describe(kV, a.v)),
       g.tensor(describe(kO, a.o)), g.tensor(describe(kDout, a.dout)), g.tensor(describe_lse(a.lse)),
-      options_of<graph::SDPA_backward_attributes>(plan->op, mask, a.q).set_deterministic_algorithm(true));
+      options_of<graph::SDPA_backward_attributes>(plan->op, mask, a.q, a.k)
+          .set_deterministic_algorithm(true));
   set_output(dq, describe(kDq, a.dq));
   set_output(dk, describe(kDk, a.dk));
   set_output(dv, describe(kDv, a.dv));
