@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "parallel/layers/recompute.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/placement.h"
 #include "parallel/plan/step_time.h"
@@ -15,8 +16,8 @@ namespace transmamba {
 /// Bytes on one rank. What the allocator keeps for reuse beside them, and the program itself, come on top.
 struct Memory {
   double parameters = 0;   ///< values of the rank's layers, cut over tp
-  double gradients = 0;    ///< as many
-  double optimizer = 0;    ///< two moments, cut over dp and cp
+  double gradients = 0;    ///< as many, of type S
+  double optimizer = 0;    ///< two moments, and master weights of rounded values, cut over dp and cp
   double activations = 0;  ///< what forward passes keep (the Saved structs) of the micro-batches in flight
   double working = 0;      ///< what a backward pass adds at its peak, and transfers between stages
   double total() const { return parameters + gradients + optimizer + activations + working; }
@@ -67,7 +68,7 @@ std::string print(const Plan& plan);
 /// Of the pipeline ranks, with the formulas beside the code. `config.parallel` is resolved.
 std::vector<Memory> predict_memory(const Config& config, const std::vector<std::int64_t>& transpoints,
                                    const ContextLayout& layout, const std::vector<Stage>& stages,
-                                   const Schedule& schedule);
+                                   const Schedule& schedule, Recompute recompute = Recompute::none);
 /// Parameters that one rank holds of a stage.
 double stage_parameters(const Config& config, const Stage& stage);
 
