@@ -39,21 +39,20 @@ class SmallRun {
           for (std::int64_t i = 0; i < p.grad.numel(); ++i)
             grad[i] = static_cast<decltype(type)>(((i * 37 + seed + 5 * step) % 101) - 50) / 64;
         });
-      optimizer.step(context_, step, 1e-3, std::sqrt(optimizer.squared_norm(context_)));
+      const Tensor squares = context_.empty({1}, DType::f64);
+      fill({.value = 0, .y = squares}, context_.stream);
+      optimizer.add_squared_norm(context_, squares);
+      optimizer.step(context_, step, 1e-3, squares);
     }
   }
 
   /// Every parameter and both of its moments, as bytes.
   std::vector<std::string> bits() const {
     std::vector<std::string> out;
-    const ParameterStore& store = model.parameters();
-    for (const Tensor* flat : {&store.values(), &optimizer.m(), &optimizer.v()})
-      for (const Parameter& p : store.parameters()) {
-        const View view = store.slice(*flat, p);
+    for (const OwnedRun& run : optimizer.owned())
+      for (const View& view : {optimizer.weights(run), optimizer.m(run), optimizer.v(run)}) {
         out.emplace_back(static_cast<std::size_t>(view.numel() * size_of(view.dtype())), '\0');
-        with_float(view.dtype(), "small_run", [&](auto type) {
-          std::memcpy(out.back().data(), view.ptr<decltype(type)>(), out.back().size());
-        });
+        std::memcpy(out.back().data(), view.raw(), out.back().size());
       }
     return out;
   }
