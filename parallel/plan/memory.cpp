@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/cost_model.h"
+#include "parallel/layers/recompute.h"
 #include "parallel/plan/plan.h"
 
 namespace transmamba {
@@ -16,7 +17,7 @@ struct Sizes {
   double T, S;  // of an element of either type
   double b, t, d, h, n, p, f, V, w, tp, cp;
   Recompute recompute;
-  Sizes(const Config& c, Recompute recompute)
+  explicit Sizes(const Config& c)
       : T(element_bytes(c)),
         S(statistics_bytes(c)),
         b(real(c.train.micro_batch)),
@@ -30,7 +31,7 @@ struct Sizes {
         w(real(c.model.conv_width)),
         tp(real(c.parallel.tp)),
         cp(real(c.parallel.cp)),
-        recompute(recompute) {}
+        recompute(recompute_of(c.train.recompute)) {}
   double channels() const { return h * (2 * n + p); }
   double aligned(double width) const { return std::ceil(width * T / 16) * 16; }  // a row of aligned_rows()
   double rows() const { return b * t / tp * d * T; }              // (rows, d): what is between layers
@@ -157,7 +158,7 @@ LayerBytes stage_bytes(const Sizes& z, const Config& config, const Stage& stage,
 
 /// Of stage_parameters(), those that are no matrices: convolutions, norms, biases, A_log, D.
 double small_parameters(const Config& config, const Stage& stage) {
-  const Sizes z(config, Recompute::none);
+  const Sizes z(config);
   double count = stage.is_last ? z.d : 0;
   for (std::int64_t i = stage.begin; i < stage.end; ++i)
     count += z.d + (config.model.kind(i) == 'T' ? (z.w + 1) * z.channels() + z.h * (z.p + 3) : 0);
@@ -185,8 +186,8 @@ double stage_parameters(const Config& config, const Stage& stage) {
 
 std::vector<Memory> predict_memory(const Config& config, const std::vector<std::int64_t>& transpoints,
                                    const ContextLayout& layout, const std::vector<Stage>& stages,
-                                   const Schedule& schedule, Recompute recompute) {
-  const Sizes z(config, recompute);
+                                   const Schedule& schedule) {
+  const Sizes z(config);
   std::vector<LayerBytes> bytes;
   for (const Stage& stage : stages) bytes.push_back(stage_bytes(z, config, stage, transpoints, layout));
 

@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "parallel/layers/recompute.h"
 #include "parallel/pipeline/schedule.h"
 #include "parallel/placement.h"
 #include "parallel/plan/step_time.h"
@@ -68,7 +67,7 @@ std::string print(const Plan& plan);
 /// Of the pipeline ranks, with the formulas beside the code. `config.parallel` is resolved.
 std::vector<Memory> predict_memory(const Config& config, const std::vector<std::int64_t>& transpoints,
                                    const ContextLayout& layout, const std::vector<Stage>& stages,
-                                   const Schedule& schedule, Recompute recompute = Recompute::none);
+                                   const Schedule& schedule);
 /// Parameters that one rank holds of a stage.
 double stage_parameters(const Config& config, const Stage& stage);
 
