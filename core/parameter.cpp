@@ -41,6 +41,12 @@ void fill_initial(const Parameter& parameter, std::int64_t begin, std::uint64_t 
   });
 }
 
+/// Of any type: zero bits are zero. Buckets, and so flat tensors, are multiples of 128 bytes.
+void zero(const View& flat, const Stream& stream) {
+  const std::int64_t words = flat.numel() * size_of(flat.dtype()) / size_of(DType::f32);
+  fill({.value = 0, .y = View(flat.raw(), DType::f32, {words})}, stream);
+}
+
 View flat_view(const View& x, std::int64_t begin, std::int64_t end) {
   return View(x.raw(), x.dtype(), {x.numel()}).slice(0, begin, end);
 }
@@ -52,7 +58,8 @@ View Pack::stacked(bool grads) const {
   const Parameter& first = store_->parameters_[first_];
   Shape shape = first.value.shape();
   for (std::size_t i = 1; i < count_; ++i) shape[0] += store_->parameters_[first_ + i].value.dim(0);
-  return {(grads ? first.grad : first.value).raw(), first.value.dtype(), shape};
+  const View& run = grads ? first.grad : first.value;
+  return {run.raw(), run.dtype(), shape};
 }
 
 View Pack::value() const { return stacked(false); }
@@ -90,7 +97,7 @@ void ParameterStore::allocate(const Context& context, std::int64_t bucket_bytes,
   values_ = context.empty({total - narrow_}, context.statistics());
   grads_ = context.empty({total}, context.statistics());
   for (const Tensor& flat : {matrices_, values_, grads_})
-    if (flat) fill({.value = 0, .y = flat}, context.stream);
+    if (flat) zero(flat, context.stream);
   for (Bucket& bucket : buckets_) {
     bucket.values = values_of(bucket.weight_decay, bucket.begin, bucket.end);
     bucket.grads = grads_.slice(0, bucket.begin, bucket.end);

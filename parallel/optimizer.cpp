@@ -25,6 +25,7 @@ Optimizer::Optimizer(const OptimizerConfig& config, const ParameterStore& store,
   std::int64_t begin = 0;
   for (const Bucket& bucket : store.buckets()) {
     const std::int64_t size = (bucket.end - bucket.begin) / store.parts(), end = begin + size;
+    if (size == 0) continue;
     Part& mine = parts_.emplace_back();
     mine.values = bucket.values.slice(0, part * size, (part + 1) * size);
     mine.grads = bucket.grads.slice(0, part * size, (part + 1) * size);

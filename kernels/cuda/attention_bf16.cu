@@ -13,7 +13,7 @@
 namespace transmamba::cuda {
 namespace {
 
-constexpr std::int64_t kMostScores = std::int64_t{1} << 29;  // at a time in the backward pass, 2 bytes each
+constexpr std::int64_t kMostScores = std::int64_t{1} << 28;  // at a time in the backward pass, 2 bytes each
 
 void check_rows(const ConstView& x, std::string_view op, std::string_view name) {
   constexpr std::int64_t kAlign = 16;

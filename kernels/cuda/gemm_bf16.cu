@@ -12,6 +12,7 @@
 #include <cublasLt.h>
 
 #include <bit>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <memory>
@@ -92,6 +93,9 @@ struct Problem {
         b(g.b),
         d(g.addend && g.beta != 0 ? g.addend : ConstView(g.c)),
         beta(static_cast<float>(g.beta)) {
+    // To add 1 C in place cuBLASLt lets memory do the sum, of a product rounded to C's type before. The next
+    // float32 after 1 makes it add in float32 as it does elsewhere.
+    if (g.c.dtype() == DType::bf16 && d.raw() == g.c.raw() && beta == 1) beta = std::nextafter(1.0f, 2.0f);
     check_cublas(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     set_transpose(CUBLASLT_MATMUL_DESC_TRANSA, g.transpose_b);
     set_transpose(CUBLASLT_MATMUL_DESC_TRANSB, g.transpose_a);

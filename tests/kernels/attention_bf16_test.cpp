@@ -30,7 +30,8 @@ struct Problem {
         dq(q->shape(), DType::bf16),
         dk(k->shape(), DType::bf16),
         dv(v->shape(), DType::bf16) {
-    q.fill_normal(1), k.fill_normal(2), v.fill_normal(3), dout.fill_normal(4);
+    q.fill_normal(1), k.fill_normal(2), v.fill_normal(3);
+    dout.fill_normal(4, 1 / std::sqrt(static_cast<double>(s.p)));  // as large as its products with v
     exact_q = q.exact(), exact_k = k.exact(), exact_v = v.exact(), exact_dout = dout.exact();
     exact_o = o.exact(), exact_lse = Array(lse->shape(), DType::f64);
     exact_dq = dq.exact(), exact_dk = dk.exact(), exact_dv = dv.exact();

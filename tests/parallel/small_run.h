@@ -21,7 +21,8 @@ inline Config small_config(std::int64_t hidden = 16) {
                            "small_config", {});
 }
 
-/// Parameters of `seed`, and moments after two steps with made-up gradients.
+/// Parameters of `seed`, and moments after two steps with made-up gradients. In bfloat16, which the CPU only
+/// holds, made-up moments.
 class SmallRun {
  public:
   explicit SmallRun(std::int64_t seed, const Config& c = small_config(), DType dtype = DType::f32)
@@ -30,8 +31,17 @@ class SmallRun {
         model(config.model, resolve_transpoints(config.model, config.train.seq_len), context_),
         optimizer(config.optimizer, model.parameters(), context_) {
     ParameterStore& store = model.parameters();
-    store.initialise(seed);
+    store.initialise(seed, [&](std::size_t parameter, std::int64_t begin, const Tensor& values) {
+      optimizer.set_master(parameter, begin, values);
+    });
     if (seed == 0) return;  // as a fresh process has it
+    if (dtype == DType::bf16) {
+      for (const OwnedRun& run : optimizer.owned())
+        for (const View& moment : {optimizer.m(run), optimizer.v(run)})
+          for (std::int64_t i = 0; i < moment.numel(); ++i)
+            moment.ptr<float>()[i] = static_cast<float>((i * 37 + seed) % 101) / 64;
+      return;
+    }
     for (std::int64_t step = 0; step < 2; ++step) {
       for (const Parameter& p : store.parameters())
         with_float(dtype, "small_run", [&](auto type) {
