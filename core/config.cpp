@@ -184,6 +184,9 @@ void Config::validate() const {
   check(train.global_batch % train.micro_batch == 0, kWhere,
         "train.global_batch = {} is not a multiple of train.micro_batch = {}", train.global_batch,
         train.micro_batch);
+  check(train.dtype != "bfloat16" || train.device == "cuda", kWhere,
+        "train.dtype = bfloat16 needs train.device = cuda, got {}; float32 and float64 run anywhere",
+        train.device);
   check(checkpoint.resume != "auto" || !checkpoint.path.empty(), kWhere,
         "checkpoint.resume = auto needs checkpoint.path, the folder to look in");
   check(checkpoint.every == 0 || !checkpoint.path.empty(), kWhere,

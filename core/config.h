@@ -51,8 +51,9 @@ struct TrainConfig {
       4;  ///< sequences a step: a multiple of micro_batch; the rest is gradient accumulation
   std::int64_t steps = 100;
   std::int64_t seed = 0;
-  std::string dtype = "float32";         ///< float32, float64
+  std::string dtype = "float32";         ///< float32, float64, bfloat16
   std::string device = "cpu";            ///< cpu, cuda
+  std::string recompute = "none";        ///< none, selective, full
   std::int64_t threads = 0;              ///< cores this rank uses; 0: all it may
   std::int64_t validate_every = 0;       ///< steps; 0: only at the end, where there is validation data
   std::int64_t validate_sequences = 32;  ///< at most

@@ -156,8 +156,12 @@ std::vector<ConfigKey> make_keys() {
       integer(MEMBER(train.global_batch), 1, kCount, "sequences a step, a multiple of micro_batch"),
       integer(MEMBER(train.steps), 1, kAny, "optimizer steps of the run"),
       integer(MEMBER(train.seed), 0, kAny, "of initial values and sample order"),
-      choice(MEMBER(train.dtype), {"float32", "float64"}, "type of parameters and activations"),
+      choice(MEMBER(train.dtype), {"float32", "float64", "bfloat16"},
+             "type of matrices and activations; bfloat16: with float32 master weights, cuda only"),
       choice(MEMBER(train.device), {"cpu", "cuda"}, "where kernels run"),
+      choice(MEMBER(train.recompute), {"none", "selective", "full"},
+             "what backward computes again instead of keeping it; selective: norms' outputs, convolved q, k, "
+             "v, SwiGLU's output; full: all but each layer's input"),
       integer(MEMBER(train.threads), 0, 1024, "cores this rank uses; 0: all it may"),
       integer(MEMBER(train.validate_every), 0, kAny, "steps between validations; 0: only at the end"),
       integer(MEMBER(train.validate_sequences), 1, kCount, "validation sequences, at most"),

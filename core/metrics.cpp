@@ -55,11 +55,12 @@ std::string format_duration(double seconds) {
 }
 
 std::string format_line(const StepMetrics& m) {
+  const std::string rate = m.is_mfu ? fmt::format("MFU {:.1f}%", 100 * m.peak_fraction)
+                                    : fmt::format("{:.0f}% of peak", 100 * m.peak_fraction);
   return fmt::format(
-      "step {:>{}}/{}  loss {:.4f}  grad_norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  {:.0f}% of peak  {}  {} "
-      "left",
-      m.step, std::to_string(m.steps).size(), m.steps, m.loss, m.grad_norm, m.lr, m.tokens_per_second,
-      100 * m.peak_fraction, format_bytes(m.memory_bytes), format_duration(m.seconds_left));
+      "step {:>{}}/{}  loss {:.4f}  grad_norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  {}  {}  {} left", m.step,
+      std::to_string(m.steps).size(), m.steps, m.loss, m.grad_norm, m.lr, m.tokens_per_second, rate,
+      format_bytes(m.memory_bytes), format_duration(m.seconds_left));
 }
 
 MetricsLog::MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every, bool alone)
@@ -100,7 +101,7 @@ void MetricsLog::step(const StepMetrics& m) {
                                        {"grad_norm", m.grad_norm},
                                        {"lr", m.lr},
                                        {"tokens_per_second", m.tokens_per_second},
-                                       {"peak_fraction", m.peak_fraction},
+                                       {m.is_mfu ? "mfu" : "peak_fraction", m.peak_fraction},
                                        {"memory_bytes", m.memory_bytes},
                                        {"resident_bytes", m.resident_bytes}};
   write(json.dump() + "\n");

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/random.h"
+#include "kernels/cpu/parallel_for.h"
 #include "kernels/elementwise.h"
 
 namespace transmamba {
@@ -26,13 +27,28 @@ double draw(const Init& init, std::uint64_t seed, std::uint64_t name, std::uint6
   return 0;
 }
 
+/// Elements [begin, begin + out.numel()) of a parameter.
 template <class T>
-void fill_initial(const Parameter& parameter, std::uint64_t seed) {
+void fill_initial(const Parameter& parameter, std::int64_t begin, std::uint64_t seed, const Stream& stream,
+                  const View& out) {
+  constexpr std::int64_t kBlock = 4096;
   const std::uint64_t name = stream_of(parameter.name);
-  T* value = parameter.value.ptr<T>();
-  for (std::int64_t i = 0; i < parameter.value.numel(); ++i)
-    value[i] = static_cast<T>(
-        draw(parameter.init, seed, name, static_cast<std::uint64_t>(parameter.shard.global_index(i))));
+  T* const value = out.ptr<T>();
+  cpu::parallel_blocks(out.numel(), kBlock, stream, [&](std::int64_t first, std::int64_t last) {
+    for (std::int64_t i = first; i < last; ++i)
+      value[i] = static_cast<T>(draw(parameter.init, seed, name,
+                                     static_cast<std::uint64_t>(parameter.shard.global_index(begin + i))));
+  });
+}
+
+/// Of any type: zero bits are zero. Buckets, and so flat tensors, are multiples of 128 bytes.
+void zero(const View& flat, const Stream& stream) {
+  const std::int64_t words = flat.numel() * size_of(flat.dtype()) / size_of(DType::f32);
+  fill({.value = 0, .y = View(flat.raw(), DType::f32, {words})}, stream);
+}
+
+View flat_view(const View& x, std::int64_t begin, std::int64_t end) {
+  return View(x.raw(), x.dtype(), {x.numel()}).slice(0, begin, end);
 }
 
 }  // namespace
@@ -60,31 +76,66 @@ Pack ParameterStore::add(std::vector<ParameterSpec> specs) {
     expected[0] = mine[0];
     check(mine == expected, "parameters", "{}: expected shape {} like the others of its pack, got {}",
           spec.name, to_string(expected), to_string(mine));
+    check(spec.summed_over == specs[0].summed_over && spec.weight_decay == specs[0].weight_decay &&
+              spec.primary == specs[0].primary,
+          "parameters", "{}: expected sums, weight decay and copies like the others of its pack", spec.name);
     parameters_.push_back({spec, 0, {}, {}});
   }
   return {this, first, specs.size()};
 }
 
 void ParameterStore::allocate(const Context& context, std::int64_t bucket_bytes, int parts) {
-  constexpr std::int64_t kAlignBytes = 64;
-  const std::int64_t align = kAlignBytes / size_of(context.dtype),
-                     bucket = bucket_bytes / size_of(context.dtype);
-  const auto round_up = [](std::int64_t x, std::int64_t to) { return (x + to - 1) / to * to; };
+  context_ = context;
   parts_ = parts;
+  lay_out(bucket_bytes / size_of(context.statistics()));
+  const std::int64_t total = buckets_.empty() ? 0 : buckets_.back().end;
+  if (context.dtype != context.statistics())
+    for (const Bucket& bucket : buckets_)
+      if (bucket.weight_decay) narrow_ = bucket.end;
+  if (narrow_ > 0) matrices_ = context.empty({narrow_});
+  values_ = context.empty({total - narrow_}, context.statistics());
+  grads_ = context.empty({total}, context.statistics());
+  for (const Tensor& flat : {matrices_, values_, grads_})
+    if (flat) zero(flat, context.stream);
+  for (Bucket& bucket : buckets_) {
+    bucket.values = values_of(bucket.weight_decay, bucket.begin, bucket.end);
+    bucket.grads = grads_.slice(0, bucket.begin, bucket.end);
+  }
+  for (Parameter& p : parameters_) {
+    const Shape shape = p.shard.shape();
+    const View values = values_of(p.weight_decay, p.offset, p.offset + shape.numel());
+    p.value = View(values.raw(), values.dtype(), shape);
+    p.grad = slice(grads_, p);
+  }
+}
+
+/// Deals the packs to buckets, those with matrices first.
+void ParameterStore::lay_out(std::int64_t bucket_elements) {
+  constexpr std::int64_t kAlignBytes = 128;
+  const auto round_up = [](std::int64_t x, std::int64_t to) { return (x + to - 1) / to * to; };
   bucket_of_.resize(parameters_.size());
   std::int64_t total = 0;
-  const auto close = [&] {
-    if (!buckets_.empty()) buckets_.back().end = total = round_up(total, align * parts);
-  };
-  for (const GradientSum sum : {GradientSum::tp, GradientSum::ends, GradientSum::none})
+  const auto add_packs = [&](const Bucket& like) {
+    const std::int64_t align =
+        kAlignBytes / size_of(like.weight_decay ? context_.dtype : context_.statistics());
+    bool open = false;
+    const auto close = [&] {
+      if (open) buckets_.back().end = total = round_up(total, align * parts_);
+      open = false;
+    };
     for (std::size_t pack = 0; pack < pack_starts_.size(); ++pack) {
       const std::size_t first = pack_starts_[pack],
                         last = pack + 1 < pack_starts_.size() ? pack_starts_[pack + 1] : parameters_.size();
-      if (parameters_[first].summed_over != sum) continue;
+      const Parameter& p = parameters_[first];
+      if (p.summed_over != like.summed_over || p.weight_decay != like.weight_decay ||
+          p.primary != like.primary)
+        continue;
       total = round_up(total, align);
-      if (buckets_.empty() || buckets_.back().summed_over != sum || total - buckets_.back().begin >= bucket) {
-        close();
-        buckets_.push_back({total, total, sum});
+      if (open && total - buckets_.back().begin >= bucket_elements) close();
+      if (!open) {
+        buckets_.push_back(like);
+        buckets_.back().begin = total;
+        open = true;
       }
       for (std::size_t i = first; i < last; ++i) {
         parameters_[i].offset = total;
@@ -92,15 +143,22 @@ void ParameterStore::allocate(const Context& context, std::int64_t bucket_bytes,
         total += parameters_[i].shard.shape().numel();
       }
     }
-  close();
-  values_ = context.empty({total});
-  grads_ = context.empty({total});
-  fill({.value = 0, .y = values_}, context.stream);
-  fill({.value = 0, .y = grads_}, context.stream);
-  for (Parameter& p : parameters_) {
-    p.value = slice(values_, p);
-    p.grad = slice(grads_, p);
-  }
+    close();
+  };
+  for (const bool weight_decay : {true, false})
+    for (const GradientSum sum : {GradientSum::tp, GradientSum::ends, GradientSum::none})
+      for (const bool primary : {true, false}) add_packs({0, 0, sum, weight_decay, primary});
+}
+
+View ParameterStore::values_of(bool matrix, std::int64_t begin, std::int64_t end) const {
+  const bool narrow = matrix && context_.dtype != context_.statistics() && matrices_;
+  return narrow ? matrices_.slice(0, begin, end) : values_.slice(0, begin - narrow_, end - narrow_);
+}
+
+const Tensor& ParameterStore::values() const {
+  check(narrow_ == 0, "parameters", "values(): those of matrices are {}, of others {}", context_.dtype,
+        context_.statistics());
+  return values_;
 }
 
 std::vector<OwnedRun> ParameterStore::owned(int part) const {
@@ -121,10 +179,23 @@ std::vector<OwnedRun> ParameterStore::owned(int part) const {
   return out;
 }
 
-void ParameterStore::initialise(std::int64_t seed) {
-  for (const Parameter& p : parameters_)
-    with_float(p.value.dtype(), "initialise",
-               [&](auto type) { fill_initial<decltype(type)>(p, static_cast<std::uint64_t>(seed)); });
+void ParameterStore::initialise(std::int64_t seed, const Values& unrounded) {
+  constexpr std::int64_t kPiece = 4 << 20;  // elements on their way at once
+  const DType dtype = context_.statistics();
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const Parameter& p = parameters_[i];
+    for (std::int64_t begin = 0; begin < p.value.numel(); begin += kPiece) {
+      const std::int64_t end = std::min(begin + kPiece, p.value.numel());
+      const View place = flat_view(p.value, begin, end);
+      const bool in_place = context_.stream.device == Device::cpu && place.dtype() == dtype;
+      const Tensor values = in_place ? Tensor(place) : context_.empty_host({end - begin}, dtype);
+      with_float(dtype, "initialise", [&](auto type) {
+        fill_initial<decltype(type)>(p, begin, static_cast<std::uint64_t>(seed), context_.stream, values);
+      });
+      if (!in_place) from_host(context_, values, place);
+      if (unrounded) unrounded(i, begin, values);
+    }
+  }
 }
 
 void ParameterStore::zero_grad(const Stream& stream) { fill({.value = 0, .y = grads_}, stream); }

@@ -1,6 +1,8 @@
-// The parameters of one rank: named slices of two flat buffers, values and gradients.
+// The parameters of one rank: named slices of flat buffers, of values and of gradients. Matrices, to which
+// weight decay applies, have values of type T, all others, and all gradients, of type S (kernels/types.h).
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -41,22 +43,25 @@ struct ParameterSpec {
 };
 
 struct Parameter : ParameterSpec {
-  std::int64_t offset = 0;  ///< of its first element in the flat buffers
+  std::int64_t offset = 0;  ///< of its first element in the flat order
   View value, grad;         ///< the local slice, contiguous
 };
 
-/// A run of the flat buffers whose gradients are summed, and whose optimizer state is cut up, together. It is
-/// a multiple of the number of data ranks, and data rank i owns its i-th part.
+/// A run of the flat order whose gradients are summed, and whose optimizer state is cut up, together. It is
+/// a multiple of the number of data ranks, and data rank i owns its i-th part. All its parameters are alike
+/// in what is said here; between them are gaps, whose values and gradients are zero.
 struct Bucket {
   std::int64_t begin = 0, end = 0;
   GradientSum summed_over = GradientSum::none;
+  bool weight_decay = false, primary = true;
+  View values = {}, grads = {};  ///< (end - begin)
 };
 
 /// A run of one parameter's elements, row major over its local shape, that a data rank owns.
 struct OwnedRun {
   std::size_t parameter = 0;        ///< index
   std::int64_t begin = 0, end = 0;  ///< of the parameter's elements
-  std::int64_t offset = 0;          ///< of the first in the flat buffers
+  std::int64_t offset = 0;          ///< of the first in the flat order
   std::int64_t owned_offset = 0;    ///< of the first among all that the data rank owns, buckets in order
 };
 
@@ -88,27 +93,29 @@ class ParameterStore {
   ParameterStore(const ParameterStore&) = delete;
   ParameterStore& operator=(const ParameterStore&) = delete;
 
-  /// Specs of a pack must agree in every local dim but the first.
+  /// Specs of a pack must agree in every local dim but the first, and in what a bucket is alike in.
   Pack add(std::vector<ParameterSpec> specs);
-  /// `parts`: how many data ranks share the optimizer's state. Buckets have `bucket_bytes`, and what their
-  /// last pack has more.
+  /// `parts`: how many data ranks share the optimizer's state. Buckets have gradients of `bucket_bytes`, and
+  /// what their last pack has more. What `context` points at must outlive the store.
   void allocate(const Context& context, std::int64_t bucket_bytes = 25 << 20, int parts = 1);
-  void initialise(std::int64_t seed);
+  /// Sees elements [begin, begin + its size) of a parameter, by index, as type S has them, in host memory.
+  using Values = std::function<void(std::size_t parameter, std::int64_t begin, const Tensor& values)>;
+  /// Draws the values; `unrounded` is for who keeps more of them than the store does.
+  void initialise(std::int64_t seed, const Values& unrounded = {});
   void zero_grad(const Stream& stream);
 
   const std::vector<Parameter>& parameters() const { return parameters_; }
   const std::vector<Bucket>& buckets() const { return buckets_; }
   std::size_t bucket_of(std::size_t parameter) const { return bucket_of_[parameter]; }
   int parts() const { return parts_; }
-  /// What data rank `part` owns, in order of the flat buffers; and how many elements (gaps included) that
-  /// spans.
+  const Context& context() const { return context_; }  ///< that of allocate()
+  /// What data rank `part` owns, in the flat order; and how many elements (gaps included) that spans.
   std::vector<OwnedRun> owned(int part) const;
-  std::int64_t owned_size() const { return values_.numel() / parts_; }
-  const Tensor& values() const {
-    return values_;
-  }  ///< flat; packs start at multiples of 64 bytes, gaps hold zero
+  std::int64_t owned_size() const { return grads_.numel() / parts_; }
+  /// In the flat order, where all values are of type S. Packs start at multiples of 128 bytes.
+  const Tensor& values() const;
   const Tensor& grads() const { return grads_; }
-  /// The part of a flat tensor laid out like values() that belongs to one parameter, in its shape.
+  /// The part of a flat tensor laid out like grads() that belongs to one parameter, in its shape.
   View slice(const Tensor& flat, const Parameter& parameter) const;
   std::int64_t count() const;  ///< elements of the local slices, gaps left out
 
@@ -119,7 +126,12 @@ class ParameterStore {
   std::vector<Bucket> buckets_;
   std::vector<std::size_t> bucket_of_;
   int parts_ = 1;
-  Tensor values_, grads_;
+  Context context_;
+  std::int64_t narrow_ = 0;  // the first elements, which matrices_ has; values_ has the rest
+  Tensor matrices_, values_, grads_;
+
+  void lay_out(std::int64_t bucket_elements);
+  View values_of(bool matrix, std::int64_t begin, std::int64_t end) const;
 };
 
 }  // namespace transmamba

@@ -1,41 +1,21 @@
-// Owning tensors and the memory they come from.
+// Owning tensors, and what a rank runs with.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <memory>
-#include <mutex>
-#include <vector>
 
+#include "core/allocator.h"
 #include "kernels/types.h"
 
 namespace transmamba {
-
-/// Hands out 64-byte aligned blocks and keeps returned ones for the next request of the same size, so that
-/// after the first step training neither maps nor zeroes pages. Thread-safe; blocks may outlive it.
-class Allocator {
- public:
-  Allocator();
-  /// Contents are undefined. `bytes` may be 0; the address is never null.
-  std::shared_ptr<std::byte> allocate(std::int64_t bytes);
-  std::int64_t bytes_in_use() const;
-  std::int64_t peak_bytes() const;  ///< most bytes ever in use at once
-  void reset_peak();
-  /// From now on memory that is returned to any Allocator of this process stays as it is, neither unmapped
-  /// nor handed out again: someone outside may still read and write it. There is no way back.
-  static void keep_all();
-
- private:
-  struct Pool;
-  std::shared_ptr<Pool> pool_;
-};
 
 /// A contiguous block seen through a strided view. Copies share the block.
 class Tensor {
  public:
   Tensor() = default;
   Tensor(Allocator& allocator, const Shape& shape, DType dtype);  ///< contents undefined
+  explicit Tensor(const View& view) : view_(view) {}  ///< somebody else's memory, who must keep it
 
   explicit operator bool() const { return static_cast<bool>(view_); }
   operator View() const { return view_; }       // NOLINT: a tensor is a view
@@ -70,12 +50,30 @@ class Tensor {
 struct Context {
   Stream stream;
   DType dtype = DType::f32;
-  Allocator* memory = nullptr;
+  Allocator* memory = nullptr;  ///< of the device
+  Allocator* host = nullptr;    ///< of what the host reads and writes itself; null: the device is the host
 
   /// Of what must not be rounded as activations are (kernels/types.h).
   DType statistics() const { return statistics_of(dtype); }
   Tensor empty(const Shape& shape) const { return Tensor(*memory, shape, dtype); }
   Tensor empty(const Shape& shape, DType type) const { return Tensor(*memory, shape, type); }
+  Tensor empty_host(const Shape& shape, DType type) const {
+    return Tensor(host ? *host : *memory, shape, type);
+  }
 };
+
+// Host tensors below are made by Context::empty_host. On the CPU nothing is copied that need not be.
+
+/// Waits for all work that was enqueued.
+void synchronize(const Context& context);
+/// The same numbers on the device, in the order of the stream; `host` may be dropped at once. On the CPU
+/// `host` itself.
+Tensor to_device(const Context& context, const Tensor& host);
+/// The same numbers in host memory, contiguous where x is. Waits for the device. On the CPU x itself: of a
+/// view, its memory without a share in it.
+Tensor to_host(const Context& context, const Tensor& x);
+Tensor to_host(const Context& context, const View& x);
+/// to = host, rounded where its type is narrower, in the order of the stream. Both contiguous.
+void from_host(const Context& context, const Tensor& host, const View& to);
 
 }  // namespace transmamba

@@ -5,6 +5,7 @@
 #include "kernels/attention.h"
 #include "kernels/conv.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/device.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
@@ -60,3 +61,32 @@ TRANSMAMBA_MISSING(swiglu, Swiglu)
 TRANSMAMBA_MISSING(swiglu_backward, SwigluBackward)
 
 }  // namespace transmamba::cuda
+
+namespace transmamba::gpu {
+namespace {
+
+[[noreturn]] void missing() {
+  fail(
+      "gpu",
+      "this build has no CUDA backend: configure with `cmake --preset cuda`, or run with train.device = cpu");
+}
+
+}  // namespace
+
+int count() { missing(); }
+Info select(int) { missing(); }
+Stream create_stream() { missing(); }
+void destroy_stream(const Stream&) noexcept {}
+void synchronize(const Stream&) { missing(); }
+void copy(void*, const void*, std::int64_t, const Stream&) { missing(); }
+Event::Event() { missing(); }
+Event::~Event() = default;
+Event::Event(Event&&) noexcept = default;
+Event& Event::operator=(Event&&) noexcept = default;
+void Event::record(const Stream&) { missing(); }
+bool Event::passed() const { missing(); }
+std::byte* allocate_pinned(std::int64_t) { missing(); }
+void free_pinned(std::byte*) noexcept {}
+std::unique_ptr<MemoryRange> reserve_memory() { missing(); }
+
+}  // namespace transmamba::gpu

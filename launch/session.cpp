@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
@@ -18,42 +19,84 @@ int available_cores() {
   return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
-DType parse_dtype(const std::string& name) { return name == "float64" ? DType::f64 : DType::f32; }
+DType parse_dtype(const std::string& name) {
+  if (name == "bfloat16") return DType::bf16;
+  return name == "float64" ? DType::f64 : DType::f32;
+}
+
+/// The GPU of a rank.
+gpu::Info take_gpu(const TrainConfig& config, int ranks, int local_rank) {
+  check(
+      ranks == 1, "session",
+      "train.device = cuda: expected one rank, got {}: ranks on GPUs need NCCL, which this version does not "
+      "have; train.device = cpu runs on any number",
+      ranks);
+  const int device = local_rank % gpu::count();
+  const gpu::Info gpu = gpu::select(device);
+  check(
+      parse_dtype(config.dtype) != DType::bf16 || gpu.major >= 9, "session",
+      "train.dtype = bfloat16: expected a GPU of compute capability 9.0 or newer, got GPU {}, {}, of {}.{}; "
+      "train.dtype = float32 runs there",
+      device, gpu.name, gpu.major, gpu.minor);
+  return gpu;
+}
 
 }  // namespace
 
-Session::Session(const TrainConfig& config, int ranks_on_cores) {
-  check(config.device == "cpu", "session",
-        "train.device = {}: this version trains on the CPU; its CUDA kernels work, but no model's tensors "
-        "are put on a GPU "
-        "yet; allowed now: cpu",
-        config.device);
-  context_.stream.device = Device::cpu;
+Session::Session(const TrainConfig& config, int ranks_on_cores) : Session(config, ranks_on_cores, 1, 0) {}
+
+Session::Session(const TrainConfig& config, const Process& process)
+    : Session(config, process.ranks_on_cores(), process.size(), process.local_rank()) {}
+
+Session::Session(const TrainConfig& config, int ranks_on_cores, int ranks, int local_rank) {
+  context_.memory = &memory_;
+  context_.dtype = parse_dtype(config.dtype);
+  if (config.device == "cuda") {
+    gpu_ = take_gpu(config, ranks, local_rank);
+    memory_ = Allocator(gpu::reserve_memory());
+    context_.stream = gpu::create_stream();
+    host_ = Allocator::pinned(context_.stream);
+    context_.host = &host_;
+  }
   context_.stream.threads =
       config.threads > 0 ? static_cast<int>(config.threads) : std::max(1, available_cores() / ranks_on_cores);
-  context_.dtype = parse_dtype(config.dtype);
-  context_.memory = &memory_;
+}
+
+Session::~Session() {
+  if (gpu_) gpu::destroy_stream(context_.stream);
 }
 
 double measure_peak_flops(const Context& context, double seconds) {
   using Clock = std::chrono::steady_clock;
-  constexpr std::int64_t kSize = 1024;
+  const bool on_gpu = context.stream.device == Device::cuda;
+  const std::int64_t size = on_gpu ? (context.dtype == DType::bf16 ? 8192 : 2048) : 1024;
   Allocator memory;  // its own: these are no part of what a model needs
-  const auto matrix = [&] { return Tensor(memory, {kSize, kSize}, context.dtype); };
+  if (on_gpu) memory = Allocator(gpu::reserve_memory());
+  const auto matrix = [&] { return Tensor(memory, {size, size}, context.dtype); };
   const Tensor a = matrix(), b = matrix(), c = matrix();
   fill({.value = 0.5, .y = a}, context.stream);
   fill({.value = 0.25, .y = b}, context.stream);
-  const auto product = [&] { gemm({.a = a, .b = b, .c = c}, context.stream); };
+  const auto product = [&] {
+    gemm({.a = a, .b = b, .c = c}, context.stream);
+    synchronize(context);
+  };
   product();  // warm up
   double best = 0;
   const auto start = Clock::now();
   while (std::chrono::duration<double>(Clock::now() - start).count() < seconds) {
     const auto begin = Clock::now();
     product();
-    best = std::max(
-        best, 2.0 * kSize * kSize * kSize / std::chrono::duration<double>(Clock::now() - begin).count());
+    const double flops = 2 * std::pow(static_cast<double>(size), 3);
+    best = std::max(best, flops / std::chrono::duration<double>(Clock::now() - begin).count());
   }
   return best;
+}
+
+std::optional<double> published_peak_flops(const gpu::Info& gpu, DType dtype) {
+  const auto named = [&](const char* part) { return gpu.name.find(part) != std::string::npos; };
+  const bool sxm = (named("H100") || named("H200")) && !named("PCIe") && !named("NVL") && !named("GH200");
+  if (dtype != DType::bf16 || gpu.major != 9 || gpu.minor != 0 || !sxm) return std::nullopt;
+  return 989e12;
 }
 
 std::int64_t peak_resident_bytes() {

@@ -1,31 +1,45 @@
 // What a rank runs with: its device, its cores and its memory.
 #pragma once
 
+#include <optional>
+
 #include "core/config.h"
 #include "core/tensor.h"
+#include "launch/process.h"
 
 namespace transmamba {
 
-/// Everything a rank runs with, made from the configuration. Throws Error where this machine or build lacks
-/// what it asks for.
+/// Everything a rank runs with, made from the configuration: on a GPU one stream, one arena for all tensors
+/// and pinned memory for what the host reads and writes. Throws Error where this machine or build lacks what
+/// it asks for. Must outlive all tensors.
 class Session {
  public:
   /// `ranks_on_cores` ranks share the cores that this process may use (Process knows).
   explicit Session(const TrainConfig& config, int ranks_on_cores = 1);
+  /// One of several ranks: those of a host take its GPUs in turn.
+  Session(const TrainConfig& config, const Process& process);
+  ~Session();
   Session(const Session&) = delete;  // the context points into it
   Session& operator=(const Session&) = delete;
   const Context& context() const { return context_; }
   Allocator& memory() { return memory_; }
   const Allocator& memory() const { return memory_; }
+  const std::optional<gpu::Info>& gpu() const { return gpu_; }  ///< as it was at the start
 
  private:
-  Allocator memory_;
+  Session(const TrainConfig& config, int ranks_on_cores, int ranks, int local_rank);
+  std::optional<gpu::Info> gpu_;
+  Allocator memory_, host_;
   Context context_;
 };
 
 /// Peak rate of this rank's cores or GPU in FLOP/s, measured by matrix products in the session's type for
 /// `seconds`.
 double measure_peak_flops(const Context& context, double seconds = 0.3);
+
+/// The dense peak of a GPU's matrix units in bfloat16, FLOP/s, against which MFU is counted: of H100 and H200
+/// SXM; nothing for others and for other types.
+std::optional<double> published_peak_flops(const gpu::Info& gpu, DType dtype);
 
 /// Largest resident memory this process has had, in bytes.
 std::int64_t peak_resident_bytes();

@@ -10,6 +10,7 @@
 #include "launch/agreement.h"
 #include "parallel/comm/agree.h"
 #include "parallel/degrees.h"
+#include "parallel/plan/plan.h"
 
 namespace transmamba {
 namespace {
@@ -29,6 +30,7 @@ Trainer::Trainer(Config config, Session& session, Communicator& world)
   agree(world_, "data", [&] { open_data(); });
   check_same_data(world_, *data_.training, data_.validation.get());
   config_.parallel = resolve_parallel(config_, world_.size());
+  if (session_.gpu()) agree(world_, "memory", [&] { check_memory(); });
   mesh_ = std::make_unique<Mesh>(world_, config_.parallel);
   engine_ = std::make_unique<Engine>(config_, place(config_, *mesh_), session_.context());
   resume();
@@ -41,6 +43,7 @@ Trainer::Trainer(Config config, Session& session, Communicator& world)
     log_ = std::make_unique<MetricsLog>(metrics, state_.step, config_.log.every, world_.size() == 1);
     if (!config_.checkpoint.path.empty()) warn_of_later_checkpoints();
   });
+  find_peak();
   print_start();
 }
 
@@ -110,7 +113,7 @@ void Trainer::resume() {
     take_over(checkpoint);
     return;
   }
-  engine_->model().parameters().initialise(config_.train.seed);
+  engine_->initialise();
 }
 
 void Trainer::check_fits(const Checkpoint& checkpoint) const {
@@ -136,11 +139,34 @@ void Trainer::warn_of_later_checkpoints() const {
                state_.step, later[0].string());
 }
 
-void Trainer::print_start() {
-  const Tensor peak = session_.context().empty({1}, DType::f64);
-  *peak.ptr<double>() = measure_peak_flops(session_.context());  // all at once: ranks may share cores
-  world_.all_reduce("measured peak", peak);
+/// A GPU's memory ends a run in the middle of its first step: better before it begins.
+void Trainer::check_memory() const {
+  double needed = 0;
+  for (const Memory& memory : make_plan(config_, world_.size(), machine_of(config_)).memory)
+    needed = std::max(needed, memory.total());
+  const gpu::Info& gpu = *session_.gpu();
+  check(needed <= static_cast<double>(gpu.free_bytes), "memory",
+        "this run needs about {} on {}, which has {} free of {}; less is needed with a lower "
+        "train.micro_batch (now {}) or train.seq_len ({}), with train.recompute = selective or full ({}), or "
+        "shared among more ranks by parallel.tp, cp, pp or dp",
+        format_bytes(static_cast<std::int64_t>(needed)), gpu.name, format_bytes(gpu.free_bytes),
+        format_bytes(gpu.total_bytes), config_.train.micro_batch, config_.train.seq_len,
+        config_.train.recompute);
+}
+
+void Trainer::find_peak() {
+  const Context& context = session_.context();
+  const auto published =
+      session_.gpu() ? published_peak_flops(*session_.gpu(), context.dtype) : std::optional<double>();
+  peak_is_published_ = published.has_value();
+  const Tensor peak = context.empty_host({1}, DType::f64);
+  *peak.ptr<double>() =
+      published ? *published : measure_peak_flops(context);  // all at once: ranks share cores
+  world_.all_reduce("peak", peak);
   peak_flops_ = *peak.ptr<double>();
+}
+
+void Trainer::print_start() {
   if (!speaks()) return;
   const std::vector<std::int64_t> transpoints = resolve_transpoints(config_.model, config_.train.seq_len);
   fmt::print("{}\n", config_.to_ini());
@@ -153,10 +179,14 @@ void Trainer::print_start() {
   fmt::print("{} rank{}: tp {} x cp {} x dp {} x pp {}; {} micro-batch{} of {} a rank and step\n",
              world_.size(), world_.size() == 1 ? "" : "s", p.tp, p.cp, p.dp, p.pp, engine_->micro_batches(),
              engine_->micro_batches() == 1 ? "" : "es", config_.train.micro_batch);
-  fmt::print("{}, {} thread{} a rank, {}; measured peak {:.0f} GFLOP/s\n\n",
-             to_string(session_.context().stream.device), session_.context().stream.threads,
-             session_.context().stream.threads == 1 ? "" : "s", to_string(session_.context().dtype),
-             peak_flops_ / 1e9);
+  const Stream& stream = session_.context().stream;
+  const std::string peak = peak_is_published_ ? "MFU counts a peak of" : "measured peak";
+  if (const auto& gpu = session_.gpu())
+    fmt::print("{}, {}, {} free; {}; {} {:.0f} TFLOP/s\n\n", to_string(stream.device), gpu->name,
+               format_bytes(gpu->free_bytes), to_string(session_.context().dtype), peak, peak_flops_ / 1e12);
+  else
+    fmt::print("{}, {} thread{} a rank, {}; {} {:.0f} GFLOP/s\n\n", to_string(stream.device), stream.threads,
+               stream.threads == 1 ? "" : "s", to_string(session_.context().dtype), peak, peak_flops_ / 1e9);
   std::fflush(stdout);
 }
 
@@ -164,7 +194,7 @@ Batch Trainer::batch(const TokenDataset& data, const SampleOrder& order, std::in
                      std::int64_t count) const {
   const Context& context = session_.context();
   const Shape shape{count, config_.train.seq_len};
-  Batch batch{context.empty(shape, DType::i32), context.empty(shape, DType::i32)};
+  Batch batch{context.empty_host(shape, DType::i32), context.empty_host(shape, DType::i32)};
   read_batch(data, order, first, batch.tokens, batch.targets);
   return batch;
 }
@@ -251,6 +281,7 @@ void Trainer::run() {
                   .lr = result.lr,
                   .tokens_per_second = tokens / seconds,
                   .peak_fraction = flops / seconds / peak_flops_,
+                  .is_mfu = peak_is_published_,
                   .memory_bytes = session_.memory().peak_bytes(),
                   .resident_bytes = peak_resident_bytes(),
                   .seconds_left = training_seconds / static_cast<double>(trained) *

@@ -36,6 +36,8 @@ class Trainer {
   void open_data();
   void resume();
   void check_fits(const Checkpoint& checkpoint) const;
+  void check_memory() const;
+  void find_peak();
   void take_over(const Checkpoint& checkpoint);
   void warn_of_later_checkpoints() const;
   void print_start();
@@ -59,7 +61,8 @@ class Trainer {
   std::unique_ptr<MetricsLog> log_;  // rank 0's
   TrafficReport traffic_;
   TrainState state_;
-  double peak_flops_ = 0;
+  double peak_flops_ = 0;  // of all ranks
+  bool peak_is_published_ = false;
 };
 
 }  // namespace transmamba

@@ -171,7 +171,7 @@ void save_checkpoint(Communicator& world, const CheckpointConfig& where, const T
         gather_text(world, "checkpoint: what is in the shards", describe_shard(store, optimizer));
     agree(world, "checkpoint: index", [&] {
       if (!first) return;
-      write_index(aside / "index.h5", state, config, tokenizer, store.values().dtype(), shards);
+      write_index(aside / "index.h5", state, config, tokenizer, store.context().statistics(), shards);
       write_cksum(aside);
       sync_to_disk(aside);
       put_in_place(aside, folder);
@@ -237,8 +237,8 @@ Checkpoint::Checkpoint(const fs::path& folder, int rank, int ranks)
   config_ = parse_config_text(index_.attribute<std::string>("config"), (folder / "index.h5").string(), {});
 }
 
-void Checkpoint::read(const std::string& name, const Parameter& p, const Shape& offset,
-                      const View& out) const {
+void Checkpoint::read(const std::string& name, const ParameterStore& store, const Parameter& p,
+                      const Shape& offset, const View& out) const {
   check(index_.has(name), kWhere, "{}: {} is missing", folder_.string(), name);
   Shape global;
   for (std::int64_t extent : index_.shape(name)) global.append(extent);
@@ -246,23 +246,29 @@ void Checkpoint::read(const std::string& name, const Parameter& p, const Shape& 
         to_string(p.shard.global), to_string(global));
   Hdf5File::Extents start;
   for (int i = 0; i < offset.rank(); ++i) start.push_back(offset[i]);
-  index_.read(name, start, out);
+  const Context& context = store.context();
+  const bool in_place = context.stream.device == Device::cpu && out.dtype() == context.statistics();
+  const Tensor host = in_place ? Tensor(out) : context.empty_host(out.shape(), context.statistics());
+  index_.read(name, start, host);
+  if (!in_place) from_host(context, host, out);
 }
 
 void Checkpoint::load_parameters(const ParameterStore& store) const {
   for (const Parameter& p : store.parameters())
-    read(kCheckpointGroups[0] + p.name, p, p.shard.offset(), p.value);
+    read(kCheckpointGroups[0] + p.name, store, p, p.shard.offset(), p.value);
 }
 
 void Checkpoint::load_optimizer(const ParameterStore& store, const Optimizer& optimizer) const {
-  const std::array<const Tensor*, 2> moments = {&optimizer.m(), &optimizer.v()};
-  for (std::size_t i = 0; i < moments.size(); ++i)
-    for (const OwnedRun& run : optimizer.owned()) {
-      const Parameter& p = store.parameters()[run.parameter];
+  for (const OwnedRun& run : optimizer.owned()) {
+    const Parameter& p = store.parameters()[run.parameter];
+    const auto load = [&](const char* group, const View& flat) {
       for (const ShardBox& box : shard_boxes(p.shard, run.begin, run.end))
-        read(kCheckpointGroups[i + 1] + p.name, p, box.offset,
-             box_view(*moments[i], run.owned_offset + box.local - run.begin, box.extent));
-    }
+        read(group + p.name, store, p, box.offset, box_view(flat, box.local - run.begin, box.extent));
+    };
+    const std::array<View, 3> views = optimizer_views(optimizer, run);
+    const bool has_master = views[0].dtype() != p.value.dtype();
+    for (std::size_t i = has_master ? 0 : 1; i < views.size(); ++i) load(kCheckpointGroups[i], views[i]);
+  }
 }
 
 std::vector<fs::path> list_checkpoints(Communicator& world, const fs::path& root, std::int64_t after) {

@@ -5,8 +5,9 @@
 //   <root>/step_00000100/shard_00003.h5  what rank 3 owns, each chunk with its own checksum
 //
 // Datasets of the index: params/<name>, optimizer/m/<name>, optimizer/v/<name>, with the reference's
-// parameter names. Attributes of the index: format_version, step, consumed_sequences, seed, rng, config
-// (INI), tokenizer, shards; a dataset tokenizer_model where the tokenizer has one.
+// parameter names, of type float32 or float64: for a run in bfloat16 its master weights. Attributes of the
+// index: format_version, step, consumed_sequences, seed, rng, config (INI), tokenizer, shards; a dataset
+// tokenizer_model where the tokenizer has one.
 //
 // Datasets of a shard: those of the parameters of which the rank owns elements that count (no copies). Where
 // that is all of its slice, the dataset has the name that it has in the index; else the elements are
@@ -67,13 +68,15 @@ class Checkpoint {
   const Config& config() const { return config_; }  ///< of the run that wrote it
   const TokenizerSource& tokenizer() const { return tokenizer_; }
 
-  /// Reads this rank's whole slices and the moments that it owns, whatever mesh wrote them. Throws Error
-  /// naming the first tensor that is missing or has another shape, or the file that is missing or damaged.
+  /// Reads this rank's whole slices, and the master weights and moments that it owns, whatever mesh and type
+  /// wrote them. Throws Error naming the first tensor that is missing or has another shape, or the file that
+  /// is missing or damaged.
   void load_parameters(const ParameterStore& store) const;
   void load_optimizer(const ParameterStore& store, const Optimizer& optimizer) const;
 
  private:
-  void read(const std::string& name, const Parameter& p, const Shape& offset, const View& out) const;
+  void read(const std::string& name, const ParameterStore& store, const Parameter& p, const Shape& offset,
+            const View& out) const;
   std::filesystem::path folder_;
   Hdf5File index_;
   TrainState state_;

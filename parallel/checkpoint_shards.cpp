@@ -65,16 +65,15 @@ View box_view(const View& flat, std::int64_t first, const Shape& extent) {
 void write_shard(const fs::path& folder, const ShardLabel& label, const ParameterStore& store,
                  const Optimizer& optimizer) {
   Hdf5File file = Hdf5File::create(folder / shard_name(label.rank));
-  const std::array<const Tensor*, 3> flat = {&store.values(), &optimizer.m(), &optimizer.v()};
   for (std::size_t g = 0; g < kCheckpointGroups.size(); ++g)
     for (const OwnedRun& owned : optimizer.owned()) {
       if (!store.parameters()[owned.parameter].primary) continue;
       const Run run = run_of(store, owned);
-      const std::int64_t first = g == 0 ? owned.offset : owned.owned_offset;
+      const View flat = optimizer_views(optimizer, owned)[g];
       const std::vector<ShardBox> boxes = run.boxes();
       for (std::size_t i = 0; i < boxes.size(); ++i)
         file.write(kCheckpointGroups[g] + run.dataset(i),
-                   box_view(*flat[g], first + boxes[i].local - run.begin, boxes[i].extent));
+                   to_host(store.context(), box_view(flat, boxes[i].local - run.begin, boxes[i].extent)));
     }
   file.set_attribute("step", label.step);
   file.set_attribute("shard", std::int64_t{label.rank});

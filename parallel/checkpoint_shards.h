@@ -34,6 +34,11 @@ std::string describe_shard(const ParameterStore& store, const Optimizer& optimiz
 /// Every tensor at its global shape, from the descriptions of all shards.
 void write_tensors(Hdf5File& index, DType dtype, const std::vector<std::string>& descriptions);
 
+/// What the groups hold of a run that this rank owns, 1-D.
+inline std::array<View, 3> optimizer_views(const Optimizer& optimizer, const OwnedRun& run) {
+  return {optimizer.weights(run), optimizer.m(run), optimizer.v(run)};
+}
+
 /// Elements of a flat run of values, from `first` on, as a box.
 View box_view(const View& flat, std::int64_t first, const Shape& extent);
 

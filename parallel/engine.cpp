@@ -4,6 +4,7 @@
 
 #include "core/lr_schedule.h"
 #include "core/transpoint.h"
+#include "kernels/elementwise.h"
 #include "parallel/degrees.h"
 
 namespace transmamba {
@@ -19,18 +20,32 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
   check_schedule(schedule_);
 }
 
-StepResult Engine::gradients(std::int64_t step, const Batches& batches) {
+void Engine::initialise() {
+  model_.parameters().initialise(config_.train.seed,
+                                 [&](std::size_t parameter, std::int64_t begin, const Tensor& values) {
+                                   optimizer_.set_master(parameter, begin, values);
+                                 });
+}
+
+/// Gives (2) float64, on the device: the sum of the token losses and the squared gradient norm.
+Tensor Engine::add_gradients(const Batches& batches) {
   const double tokens = static_cast<double>(config_.train.global_batch * config_.train.seq_len);
+  const Tensor sums = context_.empty({2}, DType::f64);
+  fill({.value = 0, .y = sums}, context_.stream);
   buckets_.start(context_);
-  const double loss =
-      run_schedule(context_, model_, schedule_, batches, {.scale = 1 / tokens, .events = &buckets_});
+  run_schedule(context_, model_, schedule_, batches, sums.slice(0, 0, 1),
+               {.scale = 1 / tokens, .events = &buckets_});
   buckets_.finish();
   // Each token and each parameter counts on one rank only, so sums over all ranks are exact.
-  const Tensor sums = context_.empty({2}, DType::f64);
-  sums.ptr<double>()[0] = loss;
-  sums.ptr<double>()[1] = optimizer_.squared_norm(context_);
+  optimizer_.add_squared_norm(context_, sums.slice(0, 1, 2));
   mesh().world().all_reduce("loss and gradient norm", sums);
-  const StepResult result{sums.ptr<double>()[0] / tokens, std::sqrt(sums.ptr<double>()[1]), 0};
+  return sums;
+}
+
+StepResult Engine::read(std::int64_t step, const Tensor& sums) const {
+  const double tokens = static_cast<double>(config_.train.global_batch * config_.train.seq_len);
+  const Tensor host = to_host(context_, sums);
+  const StepResult result{host.ptr<double>()[0] / tokens, std::sqrt(host.ptr<double>()[1]), 0};
   check(std::isfinite(result.loss) && std::isfinite(result.grad_norm), "train",
         "step {}: loss {} and gradient norm {} must be finite; parameters are as they were before the step; "
         "a smaller optimizer.lr or optimizer.clip_grad may help",
@@ -38,23 +53,30 @@ StepResult Engine::gradients(std::int64_t step, const Batches& batches) {
   return result;
 }
 
+StepResult Engine::gradients(std::int64_t step, const Batches& batches) {
+  return read(step, add_gradients(batches));
+}
+
 StepResult Engine::step(std::int64_t step, const Batches& batches) {
-  StepResult result = gradients(step, batches);
-  result.lr = learning_rate(config_.optimizer, config_.train.steps, step);
-  optimizer_.step(context_, step, result.lr, result.grad_norm);
+  const Tensor sums = add_gradients(batches);
+  if (context_.stream.device == Device::cpu) read(step, sums);  // there it costs nothing to know in time
+  const double lr = learning_rate(config_.optimizer, config_.train.steps, step);
+  optimizer_.step(context_, step, lr, sums.slice(0, 1, 2));  // nothing where the norm is not finite
   buckets_.start_gather();
+  StepResult result = read(step, sums);
+  result.lr = lr;
   return result;
 }
 
 double Engine::evaluate(std::int64_t micro_batches, const Batches& batches, const Observer& observe) {
   const Tensor loss = context_.empty({1}, DType::f64);
-  *loss.ptr<double>() = 0;
+  fill({.value = 0, .y = loss}, context_.stream);
   if (micro_batches > 0) {
     const Schedule schedule = forward_only(mesh().pp().size(), model_.placement().chunks(), micro_batches);
-    *loss.ptr<double>() = run_schedule(context_, model_, schedule, batches, {.observe = observe});
+    run_schedule(context_, model_, schedule, batches, loss, {.observe = observe});
   }
   mesh().world().all_reduce("validation loss", loss);
-  return *loss.ptr<double>();
+  return *to_host(context_, loss).ptr<double>();
 }
 
 }  // namespace transmamba

@@ -22,13 +22,15 @@ class Engine {
   /// All ranks of the placement's mesh make an engine of the same configuration, whose parallel degrees are
   /// resolved (parallel/degrees.h). Parameters are not initialised.
   Engine(const Config& config, Placement placement, const Context& context);
+  /// Parameters, as train.seed draws them.
+  void initialise();
 
   /// Adds up the gradients of all micro-batches of all ranks. Gives the loss and the gradient norm of the
   /// whole step; then this rank's owned parts of the gradients are theirs. Throws Error if either is not
   /// finite.
   StepResult gradients(std::int64_t step, const Batches& batches);
-  /// Step `step` (from 0): gradients, clipping, AdamW. After an Error parameters and moments are as they
-  /// were.
+  /// Step `step` (from 0): gradients, clipping, AdamW. Waits for the device once, at its end. After an Error
+  /// parameters and moments are as they were.
   StepResult step(std::int64_t step, const Batches& batches);
   /// Sum over all ranks of the token losses, in nats, of each data replica's own `micro_batches`, which may
   /// be none.
@@ -52,6 +54,9 @@ class Engine {
   Schedule schedule_;
   GradientBuckets buckets_;
   Optimizer optimizer_;
+
+  Tensor add_gradients(const Batches& batches);
+  StepResult read(std::int64_t step, const Tensor& sums) const;
 };
 
 }  // namespace transmamba

@@ -1,7 +1,7 @@
 #include "parallel/model.h"
 
-#include "kernels/elementwise.h"
 #include "kernels/rms_norm.h"
+#include "parallel/layers/aligned_rows.h"
 
 namespace transmamba {
 namespace {
@@ -11,24 +11,22 @@ Tensor groups(const Tensor& x, std::int64_t count) {
   return x.slice(0, 0, count).split(1, x.dim(1)).split(0, count);
 }
 
-Tensor copy_of(const Context& context, const Tensor& x) {
-  const Tensor y = context.empty(x.shape());
-  copy({.x = x, .y = y}, context.stream);
-  return y;
-}
-
 Placement serial_placement(const Mesh& mesh, const ModelConfig& c) {
   return {&mesh, {{0, c.num_layers, true, true}}, {}};
 }
 
 }  // namespace
 
-Model::Model(const ModelConfig& c, std::span<const std::int64_t> transpoints, const Context& context)
-    : Model(c, transpoints, context, {}) {}
+Model::Model(const ModelConfig& c, std::span<const std::int64_t> transpoints, const Context& context,
+             Recompute recompute)
+    : Model(c, transpoints, context, {}, 25 << 20, recompute) {}
 
 Model::Model(const ModelConfig& c, std::span<const std::int64_t> transpoints, const Context& context,
-             Placement placement, std::int64_t bucket_bytes)
-    : config_(c), placement_(std::move(placement)), store_(std::make_unique<ParameterStore>()) {
+             Placement placement, std::int64_t bucket_bytes, Recompute recompute)
+    : config_(c),
+      placement_(std::move(placement)),
+      recompute_(recompute),
+      store_(std::make_unique<ParameterStore>()) {
   check(c.vocab_size > 0, "model", "vocab_size: expected a positive number, got {}", c.vocab_size);
   check(static_cast<std::int64_t>(transpoints.size()) == c.num_mixers(), "model",
         "TransPoints: expected {}, one a mixer, got {}", c.num_mixers(), transpoints.size());
@@ -117,19 +115,36 @@ Tensor Model::norm(const Context& context, const Tensor& x, std::int64_t tokens,
   return y;
 }
 
-/// dresidual (rows, d) += the gradient that comes through the norm, from dy (rows, d).
 void Model::norm_backward(const Context& context, const Tensor& dy, const Tensor& x, std::int64_t tokens,
-                          const Pack& weight, const Tensor& dresidual) const {
+                          const Pack& weight, const Tensor& dresidual, const Tensor& dx) const {
   const std::int64_t mine = TokenShard(placement_.mesh->tp(), tokens).mine;
   if (mine > 0)
     rms_norm_backward({.dy = groups(dy, mine),
                        .x = groups(x, mine),
                        .weight = weight.value().split(0, x.dim(1)),
-                       .dresidual = groups(dresidual, mine),
-                       .dx = groups(dresidual, mine),
+                       .dresidual = dresidual ? groups(dresidual, mine) : Tensor(),
+                       .dx = groups(dx, mine),
                        .dweight = weight.grad().split(0, x.dim(1)),
                        .eps = config_.norm_eps},
                       context.stream);
+}
+
+Tensor Model::forward(const Context& context, const Sequence& sequence, const Layer& layer,
+                      const Tensor& tokens, bool keep_states, LayerSaved& saved) const {
+  const Tensor& residual = saved.residual;
+  saved.u = norm(context, residual, tokens.numel(), layer.norm);
+  const Tensor output = context.empty(residual.shape());
+  if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner)) {
+    auto& inner = saved.inner.emplace<Mixer::Saved>();
+    inner.keep_states = keep_states;
+    mixer->forward(context, sequence, saved.u, tokens.dim(0), residual, output, inner);
+  } else {
+    auto& inner = saved.inner.emplace<Mlp::Saved>();
+    std::get<Mlp>(layer.inner).forward(context, saved.u, tokens.numel(), residual, output, inner);
+  }
+  std::visit([&](auto& inner) { inner.drop(recompute_); }, saved.inner);
+  if (recompute_ != Recompute::none) saved.u = Tensor();
+  return output;
 }
 
 Tensor Model::logits(const Context& context, const Tensor& tokens, const Tensor& residual,
@@ -138,8 +153,9 @@ Tensor Model::logits(const Context& context, const Tensor& tokens, const Tensor&
   needed(head_range_);
   if (config_.tie_embeddings) needed(embedding_range_);
   saved.normed = norm(context, residual, tokens.numel(), final_norm_);
-  const Tensor logits = context.empty({tokens.dim(0), tokens.dim(1), loss_.mine()});
+  const Tensor logits = aligned_rows(context, {tokens.dim(0), tokens.dim(1), loss_.mine()});
   head_.forward(context, saved.normed, logits.merge(0));
+  if (recompute_ != Recompute::none) saved.normed = Tensor();
   return logits;
 }
 
@@ -148,9 +164,8 @@ Tensor Model::forward(const Context& context, int chunk, const Tensor& tokens, c
   Saved unused;
   Saved& s = saved ? *saved : unused;
   s.tokens = tokens;
-  s.layers.clear();
-  const Stage& stage = placement_.chunk(chunk);
   const Sequence sequence = this->sequence(tokens.dim(1));
+  const Stage& stage = placement_.chunk(chunk);
   Tensor residual = input;
   if (stage.is_first) {
     needed(embedding_range_);
@@ -158,19 +173,8 @@ Tensor Model::forward(const Context& context, int chunk, const Tensor& tokens, c
   }
   for (const Layer& layer : layers(chunk)) {
     needed(layer.parameters);
-    LayerSaved kept;
-    kept.residual = residual;
-    const Tensor u = norm(context, residual, tokens.numel(), layer.norm);
-    residual = copy_of(context, residual);
-    if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner)) {
-      Mixer::Saved inner;
-      inner.keep_states = s.keep_states;
-      mixer->forward(context, sequence, u, tokens.dim(0), residual, inner);
-      kept.inner = std::move(inner);
-    } else {
-      std::get<Mlp>(layer.inner)
-          .forward(context, u, tokens.numel(), residual, kept.inner.emplace<Mlp::Saved>());
-    }
+    LayerSaved kept{residual, {}, {}};
+    residual = forward(context, sequence, layer, tokens, s.keep_states, kept);
     if (saved) s.layers.push_back(std::move(kept));
   }
   return stage.is_last ? logits(context, tokens, residual, s) : residual;
@@ -178,10 +182,29 @@ Tensor Model::forward(const Context& context, int chunk, const Tensor& tokens, c
 
 Tensor Model::token_losses(const Context& context, const Tensor& logits, const Tensor& targets,
                            Saved* saved) const {
-  const Tensor loss = context.empty(targets.shape()), lse = context.empty(targets.shape());
+  const Tensor loss = context.empty(targets.shape(), context.statistics()),
+               lse = context.empty(targets.shape(), context.statistics());
   loss_.forward(context, logits, targets, loss, lse);
   if (saved) saved->logits = logits, saved->targets = targets, saved->lse = lse;
   return loss;
+}
+
+void Model::backward(const Context& context, const Sequence& sequence, const Layer& layer,
+                     const Tensor& tokens, const Tensor& dresidual, LayerSaved& saved) const {
+  if (!saved.u) saved.u = norm(context, saved.residual, tokens.numel(), layer.norm);
+  Tensor du;
+  if (const Mixer* mixer = std::get_if<Mixer>(&layer.inner)) {
+    auto& inner = std::get<Mixer::Saved>(saved.inner);
+    if (recompute_ == Recompute::full) mixer->mix(context, sequence, saved.u, tokens.dim(0), inner);
+    du = mixer->backward(context, sequence, saved.u, dresidual, inner);
+  } else {
+    const Mlp& mlp = std::get<Mlp>(layer.inner);
+    auto& inner = std::get<Mlp::Saved>(saved.inner);
+    if (recompute_ == Recompute::full) mlp.expand(context, saved.u, tokens.numel(), inner);
+    du = mlp.backward(context, saved.u, dresidual, inner);
+  }
+  norm_backward(context, du, saved.residual, tokens.numel(), layer.norm, dresidual, dresidual);
+  saved = {};
 }
 
 Tensor Model::backward(const Context& context, int chunk, const Tensor& doutput, double scale, Saved& s,
@@ -190,27 +213,22 @@ Tensor Model::backward(const Context& context, int chunk, const Tensor& doutput,
     if (events) events->complete(range.first, range.last);
   };
   const Stage& stage = placement_.chunk(chunk);
-  const std::int64_t tokens = s.tokens.numel();
   Tensor dresidual = doutput;
   if (stage.is_last) {
+    const std::int64_t tokens = s.tokens.numel();
     loss_.backward(context, s.logits, s.targets, s.lse, scale, s.logits);
+    if (!s.normed) s.normed = norm(context, s.residual, tokens, final_norm_);
     const Tensor dnormed = head_.backward(context, s.logits.merge(0), s.normed);
-    s.logits = Tensor();
+    s.logits = s.normed = Tensor();
     dresidual = context.empty(s.residual.shape());
-    fill({.value = 0, .y = dresidual}, context.stream);
-    norm_backward(context, dnormed, s.residual, tokens, final_norm_, dresidual);
+    norm_backward(context, dnormed, s.residual, tokens, final_norm_, {}, dresidual);
+    s.residual = Tensor();
     complete(head_range_);
   }
   const Sequence sequence = this->sequence(s.tokens.dim(1));
   for (std::size_t i = layers(chunk).size(); i-- > 0;) {
     const Layer& layer = layers(chunk)[i];
-    LayerSaved& kept = s.layers[i];
-    const Mixer* mixer = std::get_if<Mixer>(&layer.inner);
-    const Tensor du =
-        mixer ? mixer->backward(context, sequence, dresidual, std::get<Mixer::Saved>(kept.inner))
-              : std::get<Mlp>(layer.inner).backward(context, dresidual, std::get<Mlp::Saved>(kept.inner));
-    norm_backward(context, du, kept.residual, tokens, layer.norm, dresidual);
-    kept = {};
+    backward(context, sequence, layer, s.tokens, dresidual, s.layers[i]);
     complete(layer.parameters);
   }
   if (!stage.is_first) return dresidual;
@@ -237,7 +255,7 @@ Tensor Model::decode(const Context& context, const Tensor& tokens, Cache& cache)
       mixer->decode(context, u, tokens.dim(0), residual, cache.mixers[mixers++]);
     } else {
       Mlp::Saved inner;
-      std::get<Mlp>(layer.inner).forward(context, u, tokens.numel(), residual, inner);
+      std::get<Mlp>(layer.inner).forward(context, u, tokens.numel(), residual, residual, inner);
     }
   }
   return logits(context, tokens, residual, unused);

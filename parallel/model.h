@@ -38,9 +38,10 @@ class Model {
     std::variant<Mixer, Mlp> inner;
     Range parameters;
   };
-  /// What the forward pass of one layer keeps for its backward pass.
+  /// What the forward pass of one layer keeps for its backward pass, less what is computed again there.
   struct LayerSaved {
     Tensor residual;  // (rows, d) the layer's input
+    Tensor u;         // (rows, d) after the norm
     std::variant<Mixer::Saved, Mlp::Saved> inner;
   };
   /// What a forward pass through one chunk keeps. With keep_states each mixer also keeps its states at P and
@@ -54,7 +55,7 @@ class Model {
     Tensor normed;    // (rows, d)
     Tensor targets;   // (b, t) int32
     Tensor logits;    // (b, t, V / tp); the backward pass overwrites it
-    Tensor lse;
+    Tensor lse;       // (b, t), S
   };
   /// Decoding state: one Mixer::Cache a mixer.
   struct Cache {
@@ -66,16 +67,17 @@ class Model {
   /// (in buckets as ParameterStore::allocate makes them), not initialised. `placement.mesh` must outlive the
   /// model.
   Model(const ModelConfig& config, std::span<const std::int64_t> transpoints, const Context& context,
-        Placement placement, std::int64_t bucket_bytes = 25 << 20);
+        Placement placement, std::int64_t bucket_bytes = 25 << 20, Recompute recompute = Recompute::none);
   /// The whole model on one rank.
-  Model(const ModelConfig& config, std::span<const std::int64_t> transpoints, const Context& context);
+  Model(const ModelConfig& config, std::span<const std::int64_t> transpoints, const Context& context,
+        Recompute recompute = Recompute::none);
 
   /// One chunk forward. The first stage takes only this rank's tokens (b, t); the others also `input`, the
   /// residual (rows, d) of the stage before (TokenShard of b t). Gives the residual for the next stage, or
   /// from the last stage this rank's logits (b, t, V / tp). `saved` may be null: then nothing is kept.
   Tensor forward(const Context& context, int chunk, const Tensor& tokens, const Tensor& input,
                  Saved* saved) const;
-  /// Cross entropy in nats of each token (b, t) after the last stage's forward(); `saved` as there.
+  /// Cross entropy in nats of each token (b, t), S, after the last stage's forward(); `saved` as there.
   Tensor token_losses(const Context& context, const Tensor& logits, const Tensor& targets,
                       Saved* saved) const;
   /// One chunk backward: adds the gradients of scale * (sum of the token losses) to the parameters'
@@ -107,6 +109,7 @@ class Model {
   ModelConfig config_;
   std::unique_ptr<Mesh> own_mesh_;
   Placement placement_;
+  Recompute recompute_;
   std::unique_ptr<ParameterStore> store_;
   std::vector<std::vector<Layer>> chunks_;
   VocabEmbedding embedding_;
@@ -117,10 +120,18 @@ class Model {
   ParameterEvents* events_ = nullptr;
 
   void declare(std::span<const std::int64_t> transpoints);
+  /// One layer: gives its output, and in `saved` (where saved.residual is its input) what backward wants.
+  Tensor forward(const Context& context, const Sequence& sequence, const Layer& layer, const Tensor& tokens,
+                 bool keep_states, LayerSaved& saved) const;
+  /// dresidual: of the layer's output, then of its input.
+  void backward(const Context& context, const Sequence& sequence, const Layer& layer, const Tensor& tokens,
+                const Tensor& dresidual, LayerSaved& saved) const;
   Tensor logits(const Context& context, const Tensor& tokens, const Tensor& residual, Saved& saved) const;
   Tensor norm(const Context& context, const Tensor& x, std::int64_t tokens, const Pack& weight) const;
+  /// dx = dresidual + the gradient that comes through the norm, from dy; all (rows, d). dresidual may be
+  /// absent, or dx.
   void norm_backward(const Context& context, const Tensor& dy, const Tensor& x, std::int64_t tokens,
-                     const Pack& weight, const Tensor& dresidual) const;
+                     const Pack& weight, const Tensor& dresidual, const Tensor& dx) const;
   void needed(Range range) const {
     if (events_) events_->needed(range.first, range.last);
   }

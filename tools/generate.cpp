@@ -12,6 +12,7 @@
 #include "core/tokenizer.h"
 #include "core/transpoint.h"
 #include "kernels/dispatch.h"
+#include "kernels/elementwise.h"
 #include "launch/session.h"
 #include "parallel/checkpoint.h"
 #include "parallel/model.h"
@@ -50,18 +51,21 @@ std::int32_t draw(const T* logits, std::int64_t vocab, const Sampling& s, std::u
   return ids[static_cast<std::size_t>(chosen)];
 }
 
-std::int32_t draw(const Tensor& logits, const Sampling& s, std::uint64_t index) {
+/// From logits (1, t, V) on the device, of the last token.
+std::int32_t draw(const Context& context, const Tensor& logits, const Sampling& s, std::uint64_t index) {
+  const Tensor row = to_host(context, logits.slice(1, logits.dim(1) - 1, logits.dim(1)));
+  const Tensor wide = context.empty_host(row.shape(), statistics_of(row.dtype()));
+  copy({.x = row, .y = wide}, Stream());
   std::int32_t token = 0;
-  with_float(logits.dtype(), "generate", [&](auto type) {
-    token = draw(logits.ptr<decltype(type)>(std::int64_t{0}, logits.dim(1) - 1), logits.dim(2), s, index);
-  });
+  with_float(wide.dtype(), "generate",
+             [&](auto type) { token = draw(wide.ptr<decltype(type)>(), wide.dim(2), s, index); });
   return token;
 }
 
 Tensor as_batch(const Context& context, std::span<const std::int32_t> ids) {
-  const Tensor tokens = context.empty({1, static_cast<std::int64_t>(ids.size())}, DType::i32);
+  const Tensor tokens = context.empty_host({1, static_cast<std::int64_t>(ids.size())}, DType::i32);
   std::copy(ids.begin(), ids.end(), tokens.ptr<std::int32_t>());
-  return tokens;
+  return to_device(context, tokens);
 }
 
 void show(const std::string& text) {
@@ -128,7 +132,9 @@ int generate(Process& process, std::vector<std::string> arguments) {
   Config trained;  // of the run that wrote it only what concerns the model: this may be another machine
   trained.model = checkpoint.config().model;
   trained.train.seq_len = checkpoint.config().train.seq_len;
-  trained.train.dtype = checkpoint.config().train.dtype;
+  // Of a bfloat16 run the checkpoint has the float32 weights, which any device computes with.
+  const std::string& dtype = checkpoint.config().train.dtype;
+  trained.train.dtype = dtype == "bfloat16" ? "float32" : dtype;
   const Config config = parse_config_text(trained.to_ini(), checkpoint.folder().string(), overrides);
   check_same_model(trained.model, config.model, checkpoint.folder().string());
   TokenizerSource source = checkpoint.tokenizer();
@@ -143,7 +149,7 @@ int generate(Process& process, std::vector<std::string> arguments) {
   if (ids.empty()) ids.push_back(tokenizer->end_of_document());  // where every document begins
   const auto total = static_cast<std::int64_t>(ids.size()) + count;
 
-  Session session(config.train, process.ranks_on_cores());
+  Session session(config.train, process);
   const Context& context = session.context();
   const std::int64_t length = std::max(total, config.train.seq_len);
   Model model(config.model, resolve_transpoints(config.model, config.train.seq_len, length), context);
@@ -156,7 +162,7 @@ int generate(Process& process, std::vector<std::string> arguments) {
   const auto start = std::chrono::steady_clock::now();
   std::int64_t written = 0;
   while (written < count) {
-    ids.push_back(draw(logits, sampling, static_cast<std::uint64_t>(written++)));
+    ids.push_back(draw(context, logits, sampling, static_cast<std::uint64_t>(written++)));
     if (ids.back() == tokenizer->end_of_document()) break;
     show(text.push(tokenizer->decode({&ids.back(), 1})));
     if (written < count) logits = model.decode(context, as_batch(context, {&ids.back(), 1}), cache);

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <fstream>
 #include <limits>
+#include <nlohmann/json.hpp>
 
 #include "kernels/dispatch.h"
 
@@ -84,13 +86,35 @@ Config golden_config(const Hdf5File& golden, int ranks, const std::vector<std::s
   return config;
 }
 
-Report::Report(const Hdf5File& golden, Allocator& memory, bool prints)
-    : golden_(golden), memory_(memory), prints_(prints) {
+Tolerances tolerances_of(const Hdf5File& golden, DType dtype) {
+  if (dtype != DType::bf16) {
+    const bool exact = dtype == DType::f64;
+    return [=](const std::string& name) {
+      return Tolerance{!exact ? 1e-4 : name.starts_with("curve/") ? 1e-8 : 1e-9};
+    };
+  }
+  const std::string file = std::filesystem::path(golden.path()).replace_extension(".bf16.json").string();
+  std::ifstream in(file);
+  check(in.is_open(), "verify",
+        "{}: expected what PyTorch in bfloat16 is off, by dataset; there is no such file", file);
+  const auto errors = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
+  check(errors.is_object(), "verify", "{}: expected a JSON object, names and numbers", file);
+  return [=](const std::string& name) {
+    check(errors.contains(name) && errors[name].is_number(), "verify",
+          "{}: expected what PyTorch in bfloat16 is off for {}; it is missing", file, name);
+    const auto peer = errors[name].get<double>();
+    return Tolerance{2 * peer, peer};
+  };
+}
+
+Report::Report(const Hdf5File& golden, Tolerances tolerances, bool prints)
+    : golden_(golden), tolerances_(std::move(tolerances)), prints_(prints) {
   if (prints_) fmt::print("{:<44} {:>12} {:>10}\n", "", "error", "tolerance");
 }
 
-void Report::compare(const std::string& name, const ConstView& ours, double tolerance, double whole) {
-  Tensor reference(memory_, ours.shape(), DType::f64);
+void Report::compare(const std::string& name, const ConstView& ours, double whole) {
+  Allocator memory;
+  const Tensor reference(memory, ours.shape(), DType::f64);
   golden_.read(name, reference);
   const double* expected = reference.ptr<double>();
   double difference = 0, size = 0, epsilon = 0;
@@ -103,24 +127,25 @@ void Report::compare(const std::string& name, const ConstView& ours, double tole
     }
   });
   difference = std::sqrt(difference), size = std::sqrt(size);
-  const bool is_rounding = difference <= epsilon * whole;
   const double error = difference == 0 ? 0 : difference / size;
-  line(name, error, tolerance, is_rounding && !(error <= tolerance));
-}
-
-void Report::compare(const std::string& name, const std::vector<double>& ours, double tolerance) {
-  compare(name,
-          ConstView(reinterpret_cast<const std::byte*>(ours.data()), DType::f64,
-                    {static_cast<std::int64_t>(ours.size())}),
-          tolerance);
-}
-
-void Report::line(const std::string& name, double error, double tolerance, bool is_rounding) {
-  const bool ok = error <= tolerance || is_rounding;  // NaN is not
+  const Tolerance tolerance = tolerances_(name);
+  const bool is_rounding = difference <= epsilon * whole && !(error <= tolerance.allowed);
+  const bool ok = error <= tolerance.allowed || is_rounding;  // NaN is not
   ++count_, failed_ += !ok;
-  if (prints_)
-    fmt::print("{:<44} {:>12.2e} {:>10.0e}  {}{}\n", name, error, tolerance, ok ? "ok" : "FAIL",
-               is_rounding ? "  (difference below the rounding of the whole)" : "");
+  if (!prints_) return;
+  const std::string beside =
+      tolerance.peer > 0 ? fmt::format("  {:.2f} x PyTorch's", error / tolerance.peer) : "";
+  fmt::print("{:<44} {:>12.2e} {:>10.{}e}  {}{}{}\n", name, error, tolerance.allowed,
+             tolerance.peer > 0 ? 2 : 0, ok ? "ok" : "FAIL", beside,
+             is_rounding ? "  (difference below the rounding of the whole)" : "");
+}
+
+void Report::compare(const std::string& name, const std::vector<double>& ours) {
+  Shape shape;
+  for (const std::int64_t extent : golden_.shape(name)) shape.append(extent);
+  check(shape.numel() == static_cast<std::int64_t>(ours.size()), "verify", "{}: expected {} numbers, got {}",
+        name, shape.numel(), ours.size());
+  compare(name, ConstView(reinterpret_cast<const std::byte*>(ours.data()), DType::f64, shape));
 }
 
 int Report::finish() const {

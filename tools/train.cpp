@@ -14,7 +14,7 @@ int train(Process& process, std::vector<std::string> arguments) {
             describe_config(),
         arguments);
   const Config config = parse_config(arguments[0], {arguments.begin() + 1, arguments.end()});
-  Session session(config.train, process.ranks_on_cores());
+  Session session(config.train, process);
   const auto world = process.world(static_cast<double>(config.parallel.timeout));
   Trainer trainer(config, session, *world);
   trainer.run();

@@ -1,10 +1,12 @@
-// A warp owns a row of the result: a query forward and for dq, a key for dk and dv. The rows of a block share
-// tiles of the other side in shared memory, one row of a tile a lane. Nothing is added by two warps, so
-// results have the same bits every time.
+// Plain kernels for float32 and float64; attention_bf16.cu is for bfloat16. A warp owns a row of the result:
+// a query forward and for dq, a key for dk and dv. The rows of a block share tiles of the other side in
+// shared memory, one row of a tile a lane. Nothing is added by two warps, so results have the same bits every
+// time.
 #include "kernels/attention.h"
 
 #include <cmath>
 
+#include "kernels/cuda/attention_bf16.cuh"
 #include "kernels/cuda/device.cuh"
 
 namespace transmamba::cuda {
@@ -232,6 +234,7 @@ Grid grid_of(std::int64_t blocks, std::int64_t n, std::int64_t p, std::int64_t o
 }  // namespace
 
 void attention(const Attention& a, const Stream& stream) {
+  if (a.q.dtype() == DType::bf16) return attention_bf16(a, stream);
   dispatch_float(a.q.dtype(), "attention", [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t b = a.q.dim(0), tq = a.q.dim(1), h = a.q.dim(2), n = a.q.dim(3), p = a.v.dim(3);
@@ -254,6 +257,7 @@ void attention(const Attention& a, const Stream& stream) {
 }
 
 void attention_backward(const AttentionBackward& a, const Stream& stream) {
+  if (a.q.dtype() == DType::bf16) return attention_backward_bf16(a, stream);
   constexpr auto op = "attention_backward";
   dispatch_float(a.q.dtype(), op, [&](auto zero) {
     using T = decltype(zero);

@@ -1,7 +1,7 @@
 // A block a token: the vocabulary is long.
 #include "kernels/cross_entropy.h"
 
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/vectors.cuh"
 
 namespace transmamba::cuda {
 namespace {
@@ -19,89 +19,146 @@ Shard shard_of(const Arguments& a) {
   return {a.vocab_begin, a.logits.dim(2), a.vocab_size};
 }
 
+/// exp(x) of what is stored as T: bfloat16 needs no more than the fast one.
 template <class T>
-__global__ void maximum(Strided<const T> logits, Strided<T> out, std::int64_t t, std::int64_t vocab) {
+__device__ Compute<T> exp_for(Compute<T> x) {
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return __expf(x);
+  else
+    return exp(x);
+}
+
+constexpr int kAhead = 4;  // packs that a thread reads before it uses them
+
+/// Calls f(pack, column) for the packs of a row that this thread owns.
+template <int N, class T, class F>
+__device__ void for_each_pack(const T* row, std::int64_t columns, F&& f) {
+  const std::int64_t step = static_cast<std::int64_t>(blockDim.x) * N;
+  std::int64_t k = threadIdx.x * N;
+  for (; k + (kAhead - 1) * step < columns; k += kAhead * step) {
+    Pack<T, N> packs[kAhead];
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) packs[n] = load_pack<N>(row + k + n * step);
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) f(packs[n], k + n * step);
+  }
+  for (; k < columns; k += step) f(load_pack<N>(row + k), k);
+}
+
+template <int N, class T, class S = Compute<T>>
+__global__ void maximum(Strided<const T> logits, Strided<S> out, std::int64_t t, std::int64_t vocab) {
   const std::int64_t i = blockIdx.x / t, j = blockIdx.x % t;
-  const T* const row = logits(i, j);
-  T top = -static_cast<T>(INFINITY);
-  for (std::int64_t k = threadIdx.x; k < vocab; k += blockDim.x) top = Larger{}(top, row[k]);
+  S top = -static_cast<S>(INFINITY);
+  for_each_pack<N>(logits(i, j), vocab, [&](const Pack<T, N>& pack, std::int64_t) {
+#pragma unroll
+    for (int e = 0; e < N; ++e) top = Larger{}(top, pack[e]);
+  });
   top = block_reduce<Larger>(top);
   if (threadIdx.x == 0) *out(i, j) = top;
 }
 
-template <class T>
-__global__ void sums(Strided<const T> logits, Tokens targets, Strided<const T> maximum, Strided<T> partial,
+template <int N, class T, class S = Compute<T>>
+__global__ void sums(Strided<const T> logits, Tokens targets, Strided<const S> maximum, Strided<S> partial,
                      std::int64_t t, Shard shard) {
   const std::int64_t i = blockIdx.x / t, j = blockIdx.x % t;
   const T* const row = logits(i, j);
-  const T top = *maximum(i, j);
+  const S top = *maximum(i, j);
   double sum = 0;
-  for (std::int64_t k = threadIdx.x; k < shard.columns; k += blockDim.x)
-    sum += static_cast<double>(exp(row[k] - top));
+  for_each_pack<N>(row, shard.columns, [&](const Pack<T, N>& pack, std::int64_t) {
+    S few = 0;
+#pragma unroll
+    for (int e = 0; e < N; ++e) few += exp_for<T>(pack[e] - top);
+    sum += static_cast<double>(few);
+  });
   sum = block_reduce<Plus>(sum);
   if (threadIdx.x > 0) return;
   const std::int32_t target = *targets(i, j);
-  *partial(0, i, j) = static_cast<T>(sum);
-  *partial(1, i, j) = shard.holds(target)   ? row[target - shard.begin]
-                      : shard.known(target) ? T(0)
-                                            : not_a_number<T>();
+  *partial(0, i, j) = static_cast<S>(sum);
+  *partial(1, i, j) = shard.holds(target)   ? load(row + (target - shard.begin))
+                      : shard.known(target) ? S(0)
+                                            : not_a_number<S>();
 }
 
 /// A thread a token; lse may alias maximum.
-template <class T>
-__global__ void loss_of(Strided<const T> maximum, Strided<const T> partial, Strided<T> loss, Strided<T> lse,
+template <class S>
+__global__ void loss_of(Strided<const S> maximum, Strided<const S> partial, Strided<S> loss, Strided<S> lse,
                         std::int64_t t, std::int64_t size) {
   const std::int64_t i = global_index() / t, j = global_index() % t;
   if (global_index() >= size) return;
-  const T top = *maximum(i, j), log_sum = log(*partial(0, i, j));
+  const S top = *maximum(i, j), log_sum = log(*partial(0, i, j));
   *loss(i, j) = log_sum + (top - *partial(1, i, j));
   *lse(i, j) = top + log_sum;
 }
 
 /// Each element is read and written by one thread: dlogits may alias logits.
-template <class T>
-__global__ void backward(Strided<const T> logits, Tokens targets, Strided<const T> lse, T scale,
+template <int N, class T, class S = Compute<T>>
+__global__ void backward(Strided<const T> logits, Tokens targets, Strided<const S> lse, S scale,
                          Strided<T> dlogits, std::int64_t t, Shard shard) {
   const std::int64_t i = blockIdx.x / t, j = blockIdx.x % t;
   const std::int32_t target = *targets(i, j);
-  const T total = shard.known(target) ? *lse(i, j) : not_a_number<T>();
-  for (std::int64_t k = threadIdx.x; k < shard.columns; k += blockDim.x)
-    dlogits(i, j)[k] = scale * exp(logits(i, j)[k] - total) - (k + shard.begin == target ? scale : T(0));
+  const std::int64_t column = target - shard.begin;
+  const S total = shard.known(target) ? *lse(i, j) : not_a_number<S>();
+  T* const out = dlogits(i, j);
+  for_each_pack<N>(logits(i, j), shard.columns, [&](const Pack<T, N>& pack, std::int64_t k) {
+    S d[N];
+#pragma unroll
+    for (int e = 0; e < N; ++e) d[e] = scale * exp_for<T>(pack[e] - total);
+    if (k <= column && column < k + N) {
+#pragma unroll
+      for (int e = 0; e < N; ++e) d[e] -= k + e == column ? scale : S(0);
+    }
+    store_pack(out + k, d);
+  });
+}
+
+/// Calls f(T{}, N) with the type of the logits and how many of them can be read at a time.
+template <class F>
+void dispatch(std::string_view op, const ConstView& logits, const ConstView& dlogits, F&& f) {
+  dispatch_storage(logits.dtype(), op, [&](auto zero) {
+    constexpr int kMost = 16 / sizeof(zero);
+    if (in_packs(logits, kMost) && in_packs(dlogits, kMost))
+      f(zero, std::integral_constant<int, kMost>{});
+    else
+      f(zero, std::integral_constant<int, 1>{});
+  });
 }
 
 }  // namespace
 
 void vocab_max(const VocabMax& a, const Stream& stream) {
-  dispatch_float(a.logits.dtype(), "vocab_max", [&](auto zero) {
+  dispatch("vocab_max", a.logits, {}, [&](auto zero, auto n) {
     using T = decltype(zero);
-    launch("vocab_max", stream, {a.maximum.numel()}, maximum<T>, strided<const T>(a.logits),
-           strided<T>(a.maximum), a.logits.dim(1), a.logits.dim(2));
+    launch("vocab_max", stream, {a.maximum.numel()}, maximum<n, T>, strided<const T>(a.logits),
+           strided<Compute<T>>(a.maximum), a.logits.dim(1), a.logits.dim(2));
   });
 }
 
 void cross_entropy_partial(const CrossEntropyPartial& a, const Stream& stream) {
-  dispatch_float(a.logits.dtype(), "cross_entropy_partial", [&](auto zero) {
+  constexpr auto op = "cross_entropy_partial";
+  dispatch(op, a.logits, {}, [&](auto zero, auto n) {
     using T = decltype(zero);
-    launch("cross_entropy_partial", stream, {a.targets.numel()}, sums<T>, strided<const T>(a.logits),
-           strided<const std::int32_t>(a.targets), strided<const T>(a.maximum), strided<T>(a.partial),
-           a.logits.dim(1), shard_of(a));
+    launch(op, stream, {a.targets.numel()}, sums<n, T>, strided<const T>(a.logits),
+           strided<const std::int32_t>(a.targets), strided<const Compute<T>>(a.maximum),
+           strided<Compute<T>>(a.partial), a.logits.dim(1), shard_of(a));
   });
 }
 
 void cross_entropy_loss(const CrossEntropyLoss& a, const Stream& stream) {
   dispatch_float(a.maximum.dtype(), "cross_entropy_loss", [&](auto zero) {
-    using T = decltype(zero);
-    launch("cross_entropy_loss", stream, thread_each(a.maximum.numel()), loss_of<T>,
-           strided<const T>(a.maximum), strided<const T>(a.partial), strided<T>(a.loss), strided<T>(a.lse),
+    using S = decltype(zero);
+    launch("cross_entropy_loss", stream, thread_each(a.maximum.numel()), loss_of<S>,
+           strided<const S>(a.maximum), strided<const S>(a.partial), strided<S>(a.loss), strided<S>(a.lse),
            a.maximum.dim(1), a.maximum.numel());
   });
 }
 
 void cross_entropy_backward(const CrossEntropyBackward& a, const Stream& stream) {
-  dispatch_float(a.logits.dtype(), "cross_entropy_backward", [&](auto zero) {
+  constexpr auto op = "cross_entropy_backward";
+  dispatch(op, a.logits, a.dlogits, [&](auto zero, auto n) {
     using T = decltype(zero);
-    launch("cross_entropy_backward", stream, {a.targets.numel()}, backward<T>, strided<const T>(a.logits),
-           strided<const std::int32_t>(a.targets), strided<const T>(a.lse), static_cast<T>(a.scale),
+    using S = Compute<T>;
+    launch(op, stream, {a.targets.numel()}, backward<n, T>, strided<const T>(a.logits),
+           strided<const std::int32_t>(a.targets), strided<const S>(a.lse), static_cast<S>(a.scale),
            strided<T>(a.dlogits), a.logits.dim(1), shard_of(a));
   });
 }

@@ -34,11 +34,12 @@ void dispatch_float(DType dtype, std::string_view op, F&& f) {
 constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 
-/// A 1-D grid; `shared` is bytes of dynamic shared memory a block.
+/// A grid of blocks x rows; `shared` is bytes of dynamic shared memory a block.
 struct Grid {
   std::int64_t blocks = 0;
   int threads = kThreads;
   std::size_t shared = 0;
+  std::int64_t rows = 1;  // at most 65535
 };
 /// A thread an item.
 inline Grid thread_each(std::int64_t items) { return {(items + kThreads - 1) / kThreads}; }
@@ -58,8 +59,8 @@ void launch(std::string_view op, const Stream& stream, const Grid& grid, void (*
     check(result == cudaSuccess, op,
           "these widths need {} bytes of shared memory a block, and this GPU has less", grid.shared);
   }
-  kernel<<<static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.threads), grid.shared,
-           handle_of(stream)>>>(arguments...);
+  const dim3 blocks(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.rows));
+  kernel<<<blocks, static_cast<unsigned>(grid.threads), grid.shared, handle_of(stream)>>>(arguments...);
   check_cuda(cudaGetLastError(), op);
 }
 

@@ -1,6 +1,6 @@
 #include "kernels/elementwise.h"
 
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/vectors.cuh"
 
 namespace transmamba::cuda {
 namespace {
@@ -27,51 +27,106 @@ struct Walk {
       in_x += i % extent[d] * x[d], in_y += i % extent[d] * y[d];
     in_x += i * x[0], in_y += i * y[0];
   }
+  /// Whether n elements that follow each other can be taken at a time, but for the last of a long row.
+  bool in_packs_of(int n) const {
+    const int last = rank - 1;
+    if (extent[last] > 1 && (x[last] != 1 || y[last] != 1)) return false;
+    for (int i = 0; i < last; ++i)
+      if (x[i] % n != 0 || y[i] % n != 0) return false;
+    return rank == 1 || extent[last] % n == 0;
+  }
 };
 
-template <class T>
+/// y = value.
+template <class Y>
 struct Set {
-  T value;
-  __device__ void operator()(const T*, T* y) const { *y = value; }
+  static constexpr bool kReadsX = false, kReadsY = false;
+  Compute<Y> value;
+  __device__ Compute<Y> operator()(Compute<Y>, Compute<Y>) const { return value; }
 };
-template <class T>
+/// y = x.
+template <class Y>
 struct Assign {
-  __device__ void operator()(const T* x, T* y) const { *y = *x; }
+  static constexpr bool kReadsX = true, kReadsY = false;
+  template <class X>
+  __device__ Compute<Y> operator()(X x, Compute<Y>) const {
+    return static_cast<Compute<Y>>(x);
+  }
 };
-template <class T>
+/// y = y + x.
+template <class Y>
 struct Increase {
-  __device__ void operator()(const T* x, T* y) const { *y += *x; }
+  static constexpr bool kReadsX = true, kReadsY = true;
+  __device__ Compute<Y> operator()(Compute<Y> x, Compute<Y> y) const { return y + x; }
 };
 
-template <class T, class F>
-__global__ void for_each(Walk walk, F f, const T* x, T* y) {
-  const std::int64_t i = global_index();
+template <int N, class X, class Y, class F>
+__device__ void apply(F f, const X* x, Y* y) {
+  Pack<X, N> from;
+  Pack<Y, N> to;
+  if constexpr (F::kReadsX) from = load_pack<N>(x);
+  if constexpr (F::kReadsY) to = load_pack<N>(y);
+  Compute<Y> out[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    out[i] = f(F::kReadsX ? from[i] : Compute<X>(0), F::kReadsY ? to[i] : Compute<Y>(0));
+  store_pack(y, out);
+}
+
+/// A thread N elements.
+template <int N, class X, class Y, class F>
+__global__ void for_each(Walk walk, F f, const X* x, Y* y) {
+  const std::int64_t i = global_index() * N;
   if (i >= walk.size) return;
   std::int64_t in_x, in_y;
   walk.locate(i, in_x, in_y);
-  f(x + in_x, y + in_y);
+  if constexpr (N > 1)
+    if (i + N > walk.size) {
+      for (std::int64_t k = 0; i + k < walk.size; ++k) apply<1>(f, x + in_x + k, y + in_y + k);
+      return;
+    }
+  apply<N>(f, x + in_x, y + in_y);
 }
 
-template <class T, class F>
+template <class X, class Y, class F>
 void run(std::string_view op, const ConstView& x, const View& y, F f, const Stream& stream) {
+  constexpr int kPack = 8;
   const Walk walk(x, y);
-  if (walk.size > 0)
-    launch(op, stream, thread_each(walk.size), for_each<T, F>, walk, f, x.ptr<T>(), y.ptr<T>());
+  const auto begins_well = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; };
+  if (walk.in_packs_of(kPack) && begins_well(x.raw()) && begins_well(y.raw()))
+    launch(op, stream, thread_each((walk.size + kPack - 1) / kPack), for_each<kPack, X, Y, F>, walk, f,
+           x.ptr<X>(), y.ptr<Y>());
+  else
+    launch(op, stream, thread_each(walk.size), for_each<1, X, Y, F>, walk, f, x.ptr<X>(), y.ptr<Y>());
 }
 
-constexpr std::int64_t kSumBlock = 16384;
+/// Numbers are cut into at most kSumBlocks blocks of a multiple of kSumPiece.
+constexpr std::int64_t kSumBlocks = 1024, kSumPiece = 8192;
 
-template <class T>
-__global__ void sum_blocks(const T* x, bool squares, std::int64_t n, double* sums) {
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kSumBlock,
-                     end = min(n, begin + kSumBlock);
+/// With `result`, this block's sum is added there.
+template <int N, class T>
+__global__ void sum_blocks(const T* x, bool squares, std::int64_t n, std::int64_t length, double* sums,
+                           double* result) {
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * length, end = min(n, begin + length);
   double sum = 0;
-  for (std::int64_t i = begin + threadIdx.x; i < end; i += blockDim.x) {
-    const double value = static_cast<double>(x[i]);
+  const auto add = [&](Compute<T> x) {
+    const double value = static_cast<double>(x);
     sum += squares ? value * value : value;
+  };
+  const std::int64_t whole = begin + (end - begin) / N * N;
+#pragma unroll 4
+  for (std::int64_t i = begin + threadIdx.x * N; i < whole; i += blockDim.x * N) {
+    const auto pack = load_pack<N>(x + i);
+#pragma unroll
+    for (int e = 0; e < N; ++e) add(pack[e]);
   }
+  for (std::int64_t i = whole + threadIdx.x; i < end; i += blockDim.x) add(load(x + i));
   sum = block_reduce<Plus>(sum);
-  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+  if (threadIdx.x > 0) return;
+  if (result)
+    *result += sum;
+  else
+    sums[blockIdx.x] = sum;
 }
 
 __global__ void add_sums(const double* sums, std::int64_t n, double* result) {
@@ -84,34 +139,41 @@ __global__ void add_sums(const double* sums, std::int64_t n, double* result) {
 }  // namespace
 
 void fill(const Fill& a, const Stream& stream) {
-  dispatch_float(a.y.dtype(), "fill", [&](auto zero) {
+  dispatch_storage(a.y.dtype(), "fill", [&](auto zero) {
     using T = decltype(zero);
-    run<T>("fill", a.y, a.y, Set<T>{static_cast<T>(a.value)}, stream);
+    run<T, T>("fill", a.y, a.y, Set<T>{static_cast<Compute<T>>(a.value)}, stream);
   });
 }
 
 void copy(const Copy& a, const Stream& stream) {
-  dispatch_float(a.x.dtype(), "copy", [&](auto zero) {
-    using T = decltype(zero);
-    run<T>("copy", a.x, a.y, Assign<T>{}, stream);
+  dispatch_storage(a.x.dtype(), "copy", [&](auto from) {
+    dispatch_storage(a.y.dtype(), "copy", [&](auto to) {
+      run<decltype(from), decltype(to)>("copy", a.x, a.y, Assign<decltype(to)>{}, stream);
+    });
   });
 }
 
 void add(const Add& a, const Stream& stream) {
-  dispatch_float(a.x.dtype(), "add", [&](auto zero) {
+  dispatch_storage(a.x.dtype(), "add", [&](auto zero) {
     using T = decltype(zero);
-    run<T>("add", a.x, a.y, Increase<T>{}, stream);
+    run<T, T>("add", a.x, a.y, Increase<T>{}, stream);
   });
 }
 
 void sum(const Sum& a, const Stream& stream) {
-  dispatch_float(a.x.dtype(), "sum", [&](auto zero) {
+  dispatch_storage(a.x.dtype(), "sum", [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t n = a.x.numel(), blocks = (n + kSumBlock - 1) / kSumBlock;
+    constexpr int kMost = 16 / sizeof(T);
+    const std::int64_t n = a.x.numel(), pieces = (n + kSumPiece - 1) / kSumPiece;
     if (n == 0) return;
-    const Workspace<double> sums(blocks, stream, "sum");
-    launch("sum", stream, {blocks}, sum_blocks<T>, a.x.ptr<T>(), a.squares, n, sums.data());
-    launch("sum", stream, {1}, add_sums, sums.data(), blocks, a.result.ptr<double>());
+    const std::int64_t length = (pieces + kSumBlocks - 1) / kSumBlocks * kSumPiece;
+    const std::int64_t blocks = (n + length - 1) / length;
+    double* const result = a.result.ptr<double>();
+    const Workspace<double> sums(blocks > 1 ? blocks : 0, stream, "sum");
+    const bool packed = reinterpret_cast<std::uintptr_t>(a.x.raw()) % 16 == 0;
+    launch("sum", stream, {blocks}, packed ? sum_blocks<kMost, T> : sum_blocks<1, T>, a.x.ptr<T>(), a.squares,
+           n, length, sums.data(), blocks > 1 ? nullptr : result);
+    if (blocks > 1) launch("sum", stream, {1, 1024}, add_sums, sums.data(), blocks, result);
   });
 }
 

@@ -1,6 +1,9 @@
 #include "kernels/embedding.h"
 
-#include "kernels/cuda/device.cuh"
+#include <bit>
+#include <cub/device/device_radix_sort.cuh>
+
+#include "kernels/cuda/vectors.cuh"
 
 namespace transmamba::cuda {
 namespace {
@@ -30,60 +33,137 @@ struct Row {
 };
 
 /// A block a token.
-template <class T>
+template <int N, class T>
 __global__ void gather(Tokens tokens, Strided<const T> weight, Strided<T> y, std::int64_t t, Shard shard,
                        std::int64_t d) {
   const std::int64_t i = blockIdx.x / t, j = blockIdx.x % t;
   const Row row(*tokens(i, j), shard);
-  for (std::int64_t k = threadIdx.x; k < d; k += blockDim.x)
-    y(i, j)[k] = !row.valid ? not_a_number<T>() : row.here ? weight(row.index)[k] : T(0);
+  for (std::int64_t k = threadIdx.x * N; k < d; k += blockDim.x * N) {
+    Compute<T> out[N];
+    if (row.valid && row.here) {
+      const auto in = load_pack<N>(weight(row.index) + k);
+#pragma unroll
+      for (int e = 0; e < N; ++e) out[e] = in[e];
+    } else {
+#pragma unroll
+      for (int e = 0; e < N; ++e) out[e] = row.valid ? Compute<T>(0) : not_a_number<Compute<T>>();
+    }
+    store_pack(y(i, j) + k, out);
+  }
 }
 
-/// A block a token. That of the first occurrence of a row adds all of its occurrences, in order.
-template <class T>
-__global__ void scatter_add(Strided<const T> dy, Tokens tokens, Strided<T> dweight, std::int64_t t,
-                            std::int64_t count, Shard shard, std::int64_t d) {
-  __shared__ char hit[kThreads];
-  const auto row_of = [&](std::int64_t at) { return Row(*tokens(at / t, at % t), shard); };
-  const std::int64_t first = blockIdx.x, row = row_of(first).index;
-  if (!row_of(first).here) return;
-  for (std::int64_t begin = 0; begin < first; begin += blockDim.x) {
-    const std::int64_t at = begin + threadIdx.x;
-    if (__syncthreads_or(at < first && row_of(at).index == row)) return;
+/// A token's number is its place in (b, t). What is sorted: rows of the table, and after them `rows` for
+/// tokens of other shards; with them the number, or its complement for a token outside the vocabulary.
+__global__ void number_tokens(Tokens tokens, std::int64_t t, std::int64_t count, Shard shard,
+                              std::uint32_t* rows, std::int32_t* numbers) {
+  const std::int64_t at = global_index();
+  if (at >= count) return;
+  const Row row(*tokens(at / t, at % t), shard);
+  const std::int32_t number = static_cast<std::int32_t>(at);
+  rows[at] = static_cast<std::uint32_t>(row.here ? row.index : shard.rows);
+  numbers[at] = row.valid ? number : ~number;
+}
+
+/// A warp a place in sorted order and kWarp * N columns. That of a row's first token adds all of its tokens,
+/// in order, a few loads ahead: a frequent word's are thousands.
+template <int N, class T, class S>
+__global__ void scatter_add(Strided<const T> dy, const std::uint32_t* rows, const std::int32_t* numbers,
+                            Strided<S> dweight, std::int64_t t, std::int64_t count, std::int64_t here,
+                            std::int64_t d, std::int64_t slices) {
+  constexpr int kAhead = 16;
+  const std::int64_t warp = global_index() / kWarp, first = warp / slices, lane = threadIdx.x % kWarp;
+  if (first >= count) return;
+  const std::uint32_t row = rows[first];
+  if (row >= here || (first > 0 && rows[first - 1] == row)) return;
+  const std::int64_t k = (warp % slices * kWarp + lane) * N;
+  S sum[N] = {};
+  if (k < d) {
+    const auto before = load_pack<N>(dweight(row) + k);
+#pragma unroll
+    for (int e = 0; e < N; ++e) sum[e] = before[e];
   }
-  for (std::int64_t begin = first; begin < count; begin += blockDim.x) {
-    const std::int64_t at = begin + threadIdx.x;
-    hit[threadIdx.x] = at < count && row_of(at).index == row;
-    if (__syncthreads_or(hit[threadIdx.x]))
-      for (unsigned n = 0; n < blockDim.x; ++n) {
-        if (!hit[n]) continue;
-        const std::int64_t i = (begin + n) / t, j = (begin + n) % t;
-        const bool valid = row_of(begin + n).valid;
-        for (std::int64_t k = threadIdx.x; k < d; k += blockDim.x)
-          dweight(row)[k] += valid ? dy(i, j)[k] : not_a_number<T>();
+  for (std::int64_t begin = first;; begin += kWarp) {
+    const bool mine = begin + lane < count && rows[begin + lane] == row;
+    const std::int32_t number = mine ? numbers[begin + lane] : 0;
+    const int length = __popc(__ballot_sync(0xffffffffu, mine));
+    for (int group = 0; group < length; group += kAhead) {
+      Pack<T, N> ahead[kAhead];
+      std::uint32_t invalid = 0;
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n) {
+        const std::int32_t other = __shfl_sync(0xffffffffu, number, group + n);
+        const std::int64_t at = other < 0 ? ~other : other;
+        invalid |= static_cast<std::uint32_t>(other < 0) << n;
+        if (group + n < length && k < d) ahead[n] = load_pack<N>(dy(at / t, at % t) + k);
       }
-    __syncthreads();  // before the next hits
+#pragma unroll
+      for (int n = 0; n < kAhead; ++n)
+        if (group + n < length) {
+#pragma unroll
+          for (int e = 0; e < N; ++e) sum[e] += invalid >> n & 1 ? not_a_number<S>() : ahead[n][e];
+        }
+    }
+    if (length < kWarp) break;
   }
+  if (k < d) store_pack(dweight(row) + k, sum);
 }
 
 }  // namespace
 
 void embedding(const Embedding& a, const Stream& stream) {
-  dispatch_float(a.weight.dtype(), "embedding", [&](auto zero) {
+  dispatch_storage(a.weight.dtype(), "embedding", [&](auto zero) {
     using T = decltype(zero);
-    launch("embedding", stream, {a.tokens.numel()}, gather<T>, strided<const std::int32_t>(a.tokens),
-           strided<const T>(a.weight), strided<T>(a.y), a.tokens.dim(1), shard_of(a, a.weight, "embedding"),
-           a.weight.dim(1));
+    constexpr int kMost = 16 / sizeof(T);
+    const auto run = [&](auto n) {
+      const std::int64_t d = a.weight.dim(1), threads = (d / n + kWarp - 1) / kWarp * kWarp;
+      launch("embedding", stream,
+             {a.tokens.numel(), static_cast<int>(std::clamp<std::int64_t>(threads, kWarp, kThreads))},
+             gather<n, T>, strided<const std::int32_t>(a.tokens), strided<const T>(a.weight), strided<T>(a.y),
+             a.tokens.dim(1), shard_of(a, a.weight, "embedding"), d);
+    };
+    if (in_packs(a.weight, kMost) && in_packs(a.y, kMost))
+      run(std::integral_constant<int, kMost>{});
+    else
+      run(std::integral_constant<int, 1>{});
   });
 }
 
 void embedding_backward(const EmbeddingBackward& a, const Stream& stream) {
   constexpr auto op = "embedding_backward";
-  dispatch_float(a.dweight.dtype(), op, [&](auto zero) {
+  const std::int64_t t = a.tokens.dim(1), count = a.tokens.numel(), d = a.dweight.dim(1);
+  const Shard shard = shard_of(a, a.dweight, op);
+  if (count == 0 || d == 0 || shard.rows == 0) return;
+  check(count <= std::numeric_limits<std::int32_t>::max(), op, "tokens: {} are more than can be sorted",
+        count);
+  const int items = static_cast<int>(count), bits = std::bit_width(static_cast<std::uint64_t>(shard.rows));
+  std::size_t scratch = 0;
+  const auto sort = [&](void* memory, std::uint32_t* rows, std::int32_t* numbers) {
+    check_cuda(cub::DeviceRadixSort::SortPairs(memory, scratch, rows, rows + count, numbers, numbers + count,
+                                               items, 0, bits, handle_of(stream)),
+               op);
+  };
+  sort(nullptr, nullptr, nullptr);
+  const Workspace<std::uint32_t> lists(4 * count + static_cast<std::int64_t>(scratch / 4) + 64, stream, op);
+  std::uint32_t* const rows = lists.data() + scratch / 4 + 64;
+  std::int32_t* const numbers = reinterpret_cast<std::int32_t*>(rows + 2 * count);
+  launch(op, stream, thread_each(count), number_tokens, strided<const std::int32_t>(a.tokens), t, count,
+         shard, rows, numbers);
+  sort(lists.data(), rows, numbers);
+  dispatch_storage(a.dy.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
-    launch(op, stream, {a.tokens.numel()}, scatter_add<T>, strided<const T>(a.dy),
-           strided<const std::int32_t>(a.tokens), strided<T>(a.dweight), a.tokens.dim(1), a.tokens.numel(),
-           shard_of(a, a.dweight, op), a.dweight.dim(1));
+    using S = Compute<T>;
+    constexpr int kMost = 16 / sizeof(S);
+    const auto run = [&](auto n) {
+      const std::int64_t slices = (d + kWarp * n - 1) / (kWarp * n);
+      launch(op, stream, thread_each(count * slices * kWarp), scatter_add<n, T, S>, strided<const T>(a.dy),
+             static_cast<const std::uint32_t*>(rows + count),
+             static_cast<const std::int32_t*>(numbers + count), strided<S>(a.dweight), t, count, shard.rows,
+             d, slices);
+    };
+    if (in_packs(a.dy, kMost) && in_packs(a.dweight, kMost))
+      run(std::integral_constant<int, kMost>{});
+    else
+      run(std::integral_constant<int, 1>{});
   });
 }
 

@@ -1,12 +1,15 @@
 #include "kernels/gemm.h"
 
 #include <cublas_v2.h>
+#include <cuda_bf16.h>
 
 #include <algorithm>
 #include <map>
 #include <utility>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/cuda/gemm_bf16.cuh"
+#include "kernels/elementwise.h"
 
 namespace transmamba::cuda {
 namespace {
@@ -42,42 +45,57 @@ class Handles {
   std::map<std::pair<int, void*>, cublasHandle_t> handles_;
 };
 
+__device__ float scaled(float x, double beta) { return static_cast<float>(beta) * x; }
+__device__ double scaled(double x, double beta) { return beta * x; }
+__device__ bfloat16 scaled(bfloat16 x, double beta) {
+  const float value = static_cast<float>(beta) * __uint_as_float(static_cast<unsigned>(x.bits) << 16);
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
+}
+
 template <class T>
-__global__ void scale(Strided<T> c, std::int64_t n, std::int64_t size, T beta) {
+__global__ void scale(Strided<const T> d, Strided<T> c, std::int64_t n, std::int64_t size, double beta) {
   const std::int64_t i = global_index();
-  if (i >= size) return;
-  T& value = c(i / n)[i % n];
-  value = beta == T(0) ? T(0) : beta * value;
+  if (i < size) c(i / n)[i % n] = beta == 0 ? T{} : scaled(d(i / n)[i % n], beta);
 }
-
-/// A leading dimension as BLAS wants it; the stride of a single row means nothing.
-std::int64_t leading(const ConstView& x) {
-  return x.dim(0) > 1 ? x.stride(0) : std::max<std::int64_t>(1, x.dim(1));
-}
-
+/// C = beta D: no terms to sum.
 template <class T>
-void run(const Gemm& g, const Stream& stream) {
+void scale_addend(const Gemm& g, const Stream& stream) {
+  const std::int64_t n = g.c.dim(1), size = g.c.numel();
+  const ConstView d = g.addend ? g.addend : ConstView(g.c);
+  launch("gemm", stream, thread_each(size), scale<T>, strided<const T>(d), strided<T>(g.c), n, size, g.beta);
+}
+
+/// By cuBLAS, which adds in place.
+template <class T>
+void multiply(const Gemm& g, const Stream& stream) {
   const std::int64_t m = g.c.dim(0), n = g.c.dim(1), k = g.a.dim(g.transpose_a ? 0 : 1);
   const T one = 1, beta = static_cast<T>(g.beta);
-  if (m == 0 || n == 0) return;
-  if (k == 0) return launch("gemm", stream, thread_each(m * n), scale<T>, strided<T>(g.c), n, m * n, beta);
+  if (g.addend && g.beta != 0 && g.addend.raw() != g.c.raw()) cuda::copy({g.addend, g.c}, stream);
   thread_local Handles handles;
   // cuBLAS reads a row-major matrix as its transpose: C^T = op(B)^T op(A)^T.
-  const auto multiply = [&](auto function) {
+  const auto call = [&](auto function) {
     check_cublas(function(handles.get(stream), g.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
                           g.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k, &one, g.b.ptr<T>(),
                           leading(g.b), g.a.ptr<T>(), leading(g.a), &beta, g.c.ptr<T>(), leading(g.c)));
   };
   if constexpr (std::is_same_v<T, float>)
-    multiply(cublasSgemm_64);
+    call(cublasSgemm_64);
   else
-    multiply(cublasDgemm_64);
+    call(cublasDgemm_64);
 }
 
 }  // namespace
 
-void gemm(const Gemm& arguments, const Stream& stream) {
-  dispatch_float(arguments.c.dtype(), "gemm", [&](auto zero) { run<decltype(zero)>(arguments, stream); });
+void gemm(const Gemm& g, const Stream& stream) {
+  if (g.c.numel() == 0) return;
+  const bool empty = g.a.numel() == 0;
+  const DType dtype = g.c.dtype();
+  if (empty && dtype == DType::bf16) return scale_addend<bfloat16>(g, stream);
+  if (!empty && g.a.dtype() == DType::bf16) return gemm_bf16(g, stream);
+  dispatch_float(dtype, "gemm", [&](auto zero) {
+    using T = decltype(zero);
+    empty ? scale_addend<T>(g, stream) : multiply<T>(g, stream);
+  });
 }
 
 }  // namespace transmamba::cuda

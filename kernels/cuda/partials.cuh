@@ -1,5 +1,5 @@
 // Gradients of parameters are sums over tokens. Tokens are cut into runs, each run is summed by one block
-// into a row of float64 partial sums, and the rows are added in order: the same bits every time.
+// into a row of partial sums, and the rows are added in a fixed order: the same bits every time.
 #pragma once
 
 #include "kernels/cuda/device.cuh"
@@ -18,15 +18,41 @@ struct Runs {
   __device__ std::int64_t end(std::int64_t run) const { return min(tokens, (run + 1) * length); }
 };
 
-/// out (rows, columns) += sum over `count` rows of `partials`, each `width` apart and in out's order.
+/// Where partial sums go: number i of a row to data[i / columns * row + i % columns * column].
 template <class T>
-__global__ void add_partials(const double* partials, std::int64_t count, std::int64_t width, Strided<T> out,
-                             std::int64_t rows, std::int64_t columns) {
-  const std::int64_t i = global_index();
-  if (i >= rows * columns) return;
+struct Sums {
+  T* data;
+  std::int64_t columns, row, column;
+};
+
+constexpr int kPartialRows = 32;  // added at a time
+
+/// Adds `count` rows of `partials`, each `pitch` apart, to `out`: `size` numbers. A block owns a warp of
+/// columns; each of its warps adds every 32nd row.
+template <class P, class T>
+__global__ void add_partials(const P* partials, std::int64_t count, std::int64_t pitch, std::int64_t size,
+                             Sums<T> out) {
+  __shared__ double sums[kPartialRows][kWarp];
+  const unsigned lane = threadIdx.x % kWarp, first = threadIdx.x / kWarp;
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kWarp + lane;
   double sum = 0;
-  for (std::int64_t run = 0; run < count; ++run) sum += partials[run * width + i];
-  out(i / columns)[i % columns] += static_cast<T>(sum);
+  if (i < size) {
+#pragma unroll 4
+    for (std::int64_t row = first; row < count; row += kPartialRows)
+      sum += static_cast<double>(partials[row * pitch + i]);
+  }
+  sums[first][lane] = sum;
+  __syncthreads();
+  if (first > 0 || i >= size) return;
+  for (int row = 1; row < kPartialRows; ++row) sum += sums[row][lane];
+  out.data[i / out.columns * out.row + i % out.columns * out.column] += static_cast<T>(sum);
+}
+
+template <class P, class T>
+void launch_add_partials(std::string_view op, const Stream& stream, const P* partials, std::int64_t count,
+                         std::int64_t pitch, std::int64_t size, const Sums<T>& out) {
+  launch(op, stream, {(size + kWarp - 1) / kWarp, kPartialRows * kWarp}, add_partials<P, T>, partials, count,
+         pitch, size, out);
 }
 
 }  // namespace transmamba::cuda

@@ -2,6 +2,7 @@
 // are taken relative to the chunk, in float64 sums.
 #include <cmath>
 
+#include "kernels/cuda/ssd_bf16.cuh"
 #include "kernels/cuda/ssd_block.cuh"
 #include "kernels/ssd.h"
 
@@ -204,6 +205,7 @@ __global__ void backward(Backward<T> a) {
 
 void ssd_scan(const SsdScan& a, const Stream& stream) {
   constexpr auto op = "ssd_scan";
+  if (a.k.dtype() == DType::bf16) return ssd_scan_bf16(a, stream);
   dispatch_float(a.k.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t blocks = a.k.dim(0) * a.k.dim(2), n = a.k.dim(3), p = a.v.dim(3);
@@ -228,6 +230,7 @@ void ssd_scan(const SsdScan& a, const Stream& stream) {
 
 void ssd_scan_backward(const SsdScanBackward& a, const Stream& stream) {
   constexpr auto op = "ssd_scan_backward";
+  if (a.k.dtype() == DType::bf16) return ssd_scan_backward_bf16(a, stream);
   dispatch_float(a.k.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t b = a.k.dim(0), heads = a.k.dim(2), blocks = b * heads;

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "kernels/cuda/ssd_bf16.cuh"
 #include "kernels/cuda/ssd_block.cuh"
 #include "kernels/ssd.h"
 
@@ -129,6 +130,7 @@ __global__ void backward(Backward<T> a) {
 
 void ssd_summary(const SsdSummary& a, const Stream& stream) {
   constexpr auto op = "ssd_summary";
+  if (a.k.dtype() == DType::bf16) return ssd_summary_bf16(a, stream);
   dispatch_float(a.k.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t blocks = a.k.dim(0) * a.k.dim(2);
@@ -152,6 +154,7 @@ void ssd_summary(const SsdSummary& a, const Stream& stream) {
 
 void ssd_summary_backward(const SsdSummaryBackward& a, const Stream& stream) {
   constexpr auto op = "ssd_summary_backward";
+  if (a.k.dtype() == DType::bf16) return ssd_summary_backward_bf16(a, stream);
   dispatch_float(a.k.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     const std::int64_t b = a.k.dim(0), heads = a.k.dim(2);

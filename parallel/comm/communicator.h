@@ -9,11 +9,13 @@
 // All ranks of a group make the same collective calls in the same order. Where they do not, every rank of the
 // group throws an Error that names both calls and where they stand in the source.
 //
-// Buffers are contiguous views of f32, f64 or i32 (sums of i32 wrap; max works for all three). They belong to
-// a call from start_x() until wait() returns. Where an exception passes a call under way, MPI may read and
-// write them until the process ends: memory of an Allocator then stays mapped, other memory of more than 2048
-// bytes has to be kept by its owner. Reductions have a fixed order: the same call on the same
-// numbers gives the same bits, on every rank and in every run.
+// Buffers are contiguous views of f32, f64 or i32 (sums of i32 wrap; max works for all three), in host
+// memory. A group of one rank touches a buffer only where a call asks for a copy to another place, so that it
+// takes a GPU's memory and bf16 too where parts are their own part of the whole. Buffers belong to a call
+// from start_x() until wait() returns. Where an exception passes a call under way, MPI may read and write
+// them until the process ends: memory of an Allocator then stays mapped, other memory of more than 2048 bytes
+// has to be kept by its owner. Reductions have a fixed order: the same call on the same numbers gives the
+// same bits, on every rank and in every run.
 #pragma once
 
 #include <cstdint>

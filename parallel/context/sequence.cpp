@@ -34,7 +34,7 @@ std::int64_t Sequence::tokens_before(std::int64_t position, int rank) const {
 Tensor Sequence::deal(const Context& context, const Tensor& whole) const {
   check(whole.dim(1) == length_, "context", "expected sequences of {} tokens, got {}", length_, whole.dim(1));
   if (cp_->size() == 1) return whole;
-  const Tensor out = context.empty({whole.dim(0), tokens_}, DType::i32);
+  const Tensor out = context.empty_host({whole.dim(0), tokens_}, DType::i32);
   for (const std::size_t k : mine()) {
     const Part& part = parts_[k];
     for (std::int64_t b = 0; b < whole.dim(0); ++b)

@@ -34,7 +34,7 @@ class Sequence {
   /// How many tokens of `rank` stand before `position`. They are its first ones.
   std::int64_t tokens_before(std::int64_t position, int rank) const;
   std::int64_t tokens_before(std::int64_t position) const { return tokens_before(position, cp_->rank()); }
-  /// This rank's tokens out of whole sequences, (b, T) -> (b, tokens()) int32.
+  /// This rank's tokens out of whole sequences, (b, T) -> (b, tokens()) int32. In host memory both.
   Tensor deal(const Context& context, const Tensor& whole) const;
 
  private:

@@ -8,7 +8,7 @@ namespace transmamba {
 Summaries::Summaries(const Context& context, std::int64_t count, std::int64_t b, std::int64_t h,
                      std::int64_t n, std::int64_t p) {
   const std::int64_t states = count * b * h * n * p, decays = count * b * h;
-  flat = context.empty({states + decays});
+  flat = context.empty({states + decays}, context.statistics());
   fill({.value = 0, .y = flat}, context.stream);
   state = View(flat.slice(0, 0, states).view().raw(), flat.dtype(), {count, b, h, n, p});
   log_decay = View(flat.slice(0, states, states + decays).view().raw(), flat.dtype(), {count, b, h});
@@ -18,7 +18,7 @@ StateHandoff::StateHandoff(const Context& context, const Sequence& sequence, Sum
                            std::string_view purpose)
     : sequence_(&sequence),
       mine_(std::move(mine)),
-      all_(context.empty({sequence.cp().size(), mine_.flat.numel()})),
+      all_(context.empty({sequence.cp().size(), mine_.flat.numel()}, context.statistics())),
       pending_(sequence.cp().start_all_gather(purpose, mine_.flat, all_)) {}
 
 Summaries StateHandoff::in_order(const Context& context) {
@@ -45,7 +45,7 @@ Summaries StateHandoff::in_order(const Context& context) {
 Tensor StateHandoff::mine_of(const Context& context, const View& states) const {
   Shape shape = states.shape();
   shape[0] = static_cast<std::int64_t>(sequence_->mine().size());
-  const Tensor mine = context.empty(shape);
+  const Tensor mine = context.empty(shape, context.statistics());
   for (std::int64_t i = 0; i < shape[0]; ++i) {
     const auto k = static_cast<std::int64_t>(sequence_->mine()[static_cast<std::size_t>(i)]);
     copy({.x = states.slice(0, k, k + 1), .y = mine.slice(0, i, i + 1)}, context.stream);
@@ -55,8 +55,8 @@ Tensor StateHandoff::mine_of(const Context& context, const View& states) const {
 
 Entering StateHandoff::combine(const Context& context) {
   const Summaries local = in_order(context);
-  const Tensor states = context.empty(local.state.shape()),
-               log_decay = context.empty(local.log_decay.shape());
+  const Tensor states = context.empty(local.state.shape(), context.statistics()),
+               log_decay = context.empty(local.log_decay.shape(), context.statistics());
   ssd_combine({.log_decay = local.log_decay, .local = local.state, .states = states}, context.stream);
   copy({.x = local.log_decay, .y = log_decay}, context.stream);
   return {mine_of(context, states), log_decay};

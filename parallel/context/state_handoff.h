@@ -8,7 +8,8 @@
 
 namespace transmamba {
 
-/// A summary, or its gradient, for each of a rank's segments; one block of memory, ready to be gathered.
+/// A summary, or its gradient, for each of a rank's segments, in S; one block of memory, ready to be
+/// gathered.
 struct Summaries {
   Summaries() = default;
   /// Zeros. `count` segments of b sequences, h heads, states (n, p).

@@ -8,10 +8,9 @@ GradientBuckets::GradientBuckets(Model& model) : model_(model), mesh_(*model.pla
 
 GradientBuckets::~GradientBuckets() { model_.listen(nullptr); }
 
-View GradientBuckets::part(const Tensor& flat, const Bucket& bucket) const {
-  const std::int64_t size = (bucket.end - bucket.begin) / mesh_.data().size(),
-                     begin = bucket.begin + mesh_.data().rank() * size;
-  return flat.slice(0, begin, begin + size);
+View GradientBuckets::part(const View& of_bucket) const {
+  const std::int64_t size = of_bucket.numel() / mesh_.data().size(), begin = mesh_.data().rank() * size;
+  return of_bucket.slice(0, begin, begin + size);
 }
 
 void GradientBuckets::start(const Context& context) {
@@ -34,11 +33,9 @@ void GradientBuckets::complete(std::size_t first, std::size_t last) {
 }
 
 void GradientBuckets::reduce(std::size_t i) {
-  const ParameterStore& store = model_.parameters();
-  const Bucket& bucket = store.buckets()[i];
+  const View& grads = model_.parameters().buckets()[i].grads;
   started_[i] = true;
-  gradients_[i] = mesh_.data().start_reduce_scatter(
-      "gradients", store.grads().slice(0, bucket.begin, bucket.end), part(store.grads(), bucket));
+  gradients_[i] = mesh_.data().start_reduce_scatter("gradients", grads, part(grads));
 }
 
 void GradientBuckets::finish() {
@@ -48,19 +45,16 @@ void GradientBuckets::finish() {
   for (std::size_t i = 0; i < store.buckets().size(); ++i) {
     gradients_[i].wait();
     const Bucket& bucket = store.buckets()[i];
-    if (bucket.summed_over == GradientSum::tp)
-      mesh_.tp().all_reduce("norm gradients", part(store.grads(), bucket));
+    if (bucket.summed_over == GradientSum::tp) mesh_.tp().all_reduce("norm gradients", part(bucket.grads));
     if (bucket.summed_over == GradientSum::ends)
-      mesh_.ends()->all_reduce("tied embedding gradients", part(store.grads(), bucket));
+      mesh_.ends()->all_reduce("tied embedding gradients", part(bucket.grads));
   }
 }
 
 void GradientBuckets::start_gather() {
-  const ParameterStore& store = model_.parameters();
   values_.clear();
-  for (const Bucket& bucket : store.buckets())
-    values_.push_back(mesh_.data().start_all_gather("parameters", part(store.values(), bucket),
-                                                    store.values().slice(0, bucket.begin, bucket.end)));
+  for (const Bucket& bucket : model_.parameters().buckets())
+    values_.push_back(mesh_.data().start_all_gather("parameters", part(bucket.values), bucket.values));
 }
 
 void GradientBuckets::needed(std::size_t first, std::size_t last) {

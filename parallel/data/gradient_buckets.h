@@ -37,7 +37,7 @@ class GradientBuckets : public ParameterEvents {
   std::vector<std::size_t> incomplete_;  // of each bucket: parameters whose gradients are not complete
   std::vector<bool> started_;
   std::vector<Pending> gradients_, values_;
-  View part(const Tensor& flat, const Bucket& bucket) const;
+  View part(const View& of_bucket) const;  // this rank's
   void reduce(std::size_t bucket);
 };
 

@@ -6,13 +6,13 @@
 #include <utility>
 
 #include "kernels/attention.h"
-#include "kernels/conv.h"
 #include "kernels/elementwise.h"
+#include "kernels/qkv_conv.h"
 #include "kernels/rms_norm.h"
-#include "kernels/rope.h"
 #include "kernels/ssd.h"
 #include "kernels/step_size.h"
 #include "parallel/context/conv_halo.h"
+#include "parallel/layers/aligned_rows.h"
 
 namespace transmamba {
 
@@ -69,35 +69,50 @@ std::vector<Mixer::Run> Mixer::runs(const Sequence& sequence) const {
 
 Mixer::Projections Mixer::project(const Context& context, const Tensor& u, std::int64_t b,
                                   std::int64_t t) const {
-  Projections s{context.empty({b, t, projected_width()}),
-                {},
-                context.empty({b, t, channels()}),
-                context.empty({b, t, heads_})};
+  Projections s;
+  s.projected = aligned_rows(context, {b, t, projected_width()});
+  s.dt = context.empty({b, t, heads_}, context.statistics());
   in_.forward(context, u, s.projected.merge(0));
   step_size({.raw = step_view(s.projected), .bias = dt_bias_.value(), .dt = s.dt}, context.stream);
   return s;
 }
 
-void Mixer::convolve(const Context& context, const Projections& in, const Run& run, ConstView halo) const {
-  conv({.x = conv_view(in.projected).slice(1, run.begin, run.end),
-        .halo = halo,
-        .weight = conv_weight_.value(),
-        .bias = conv_bias_.value(),
-        .y = in.qkv.slice(1, run.begin, run.end)},
-       context.stream);
+void Mixer::gather_halo(const Context& context, const Sequence& sequence, Projections& in) const {
+  const std::int64_t width = conv_width_ - 1, segments = static_cast<std::int64_t>(sequence.mine().size());
+  if (sequence.parts().size() == 1 || width == 0) return;
+  in.halo = context.empty({in.projected.dim(0), segments * width, channels()});
+  fill({.value = 0, .y = in.halo}, context.stream);
+  halo_exchange(sequence, width)
+      .start_gather(context, "conv halo", conv_view(in.projected), in.halo)
+      .finish(context);
 }
 
-void Mixer::convolve(const Context& context, const Sequence& sequence, Projections& in) const {
+void Mixer::convolve(const Context& context, const Projections& in, const Run& run, ConstView halo,
+                     View k_rotated) const {
+  qkv_conv({.x = conv_view(in.projected).slice(1, run.begin, run.end),
+            .halo = halo,
+            .weight = conv_weight_.value(),
+            .bias = conv_bias_.value(),
+            .y = in.qkv.slice(1, run.begin, run.end),
+            .k_rotated = k_rotated,
+            .heads = heads_,
+            .qk_width = n_,
+            .rotated = run.cut - run.begin,
+            .position = run.position,
+            .theta = rope_theta_},
+           context.stream);
+}
+
+void Mixer::convolve(const Context& context, const Sequence& sequence, bool keep_states,
+                     Projections& in) const {
+  const std::int64_t b = in.projected.dim(0), cut = sequence.tokens_before(transpoint_);
   const std::vector<Run> all = runs(sequence);
-  const std::int64_t width = conv_width_ - 1;
-  if (sequence.parts().size() > 1 && width > 0) {
-    in.halo = context.empty({in.qkv.dim(0), static_cast<std::int64_t>(all.size()) * width, channels()});
-    fill({.value = 0, .y = in.halo}, context.stream);
-    halo_exchange(sequence, width)
-        .start_gather(context, "conv halo", conv_view(in.projected), in.halo)
-        .finish(context);
-  }
-  for (std::size_t i = 0; i < all.size(); ++i) convolve(context, in, all[i], segment_halo(in.halo, i, width));
+  in.qkv = context.empty({b, sequence.tokens(), channels()});
+  if (cut > 0 && state_reads_prefix(sequence, keep_states))
+    in.k_rotated = context.empty({b, cut, heads_, n_});
+  for (std::size_t i = 0; i < all.size(); ++i)
+    convolve(context, in, all[i], segment_halo(in.halo, i, conv_width_ - 1),
+             before_transpoint(in.k_rotated, all[i]));
 }
 
 void Mixer::scan(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
@@ -144,30 +159,16 @@ void Mixer::scan(const Context& context, const Sequence& sequence, Saved& s) con
     // The state at the segment's first SSM token: what enters it, through its tokens before P.
     const Tensor entering = s.entering ? s.entering.of(i) : Tensor();
     const bool starts_here = run.cut == run.begin;
-    s.state[i] = starts_here && entering ? entering : context.empty({s.y.dim(0), heads_, n_, p_});
+    s.state[i] = starts_here && entering ? entering
+                                         : context.empty({s.y.dim(0), heads_, n_, p_}, context.statistics());
     if (!starts_here && converter_)
       summarise(context, s.in, run.begin, run.cut, entering, s.state[i], {});
     else if (!starts_here || !entering)
       fill({.value = 0, .y = s.state[i]}, context.stream);
     const bool has_transpoint = run.cut > run.begin || run.position == transpoint_;
     if (s.keep_states && has_transpoint) s.state_at_transpoint = s.state[i];
-    if (s.keep_states && run.is_last) s.last_state = context.empty(s.state[i].shape());
+    if (s.keep_states && run.is_last) s.last_state = context.empty(s.state[i].shape(), context.statistics());
     scan(context, s.in, run.cut, run.end, s.state[i], s.y, run.is_last ? s.last_state : Tensor());
-  }
-}
-
-void Mixer::rotate(const Context& context, const Sequence& sequence, Saved& s) const {
-  const std::int64_t b = s.y.dim(0), cut = sequence.tokens_before(transpoint_);
-  s.q_rot = context.empty({b, cut, heads_, n_});
-  s.k_rot = context.empty({b, cut, heads_, n_});
-  for (const Run& run : runs(sequence)) {
-    if (run.begin == run.cut) continue;
-    for (const auto& [part, to] : {std::pair(0, &s.q_rot), std::pair(1, &s.k_rot)})
-      rope({.x = head_view(s.in.qkv, part).slice(1, run.begin, run.cut),
-            .y = to->slice(1, run.begin, run.cut),
-            .position = run.position,
-            .theta = rope_theta_},
-           context.stream);
   }
 }
 
@@ -176,7 +177,7 @@ void Mixer::attend(const Context& context, const Sequence& sequence, const Prefi
   for (const Run& run : runs(sequence)) {
     const std::int64_t seen = run.position + run.cut - run.begin;
     if (run.begin < run.cut)
-      attention({.q = s.q_rot.slice(1, run.begin, run.cut),
+      attention({.q = head_view(s.in.qkv, 0).slice(1, run.begin, run.cut),
                  .k = keys.k().slice(1, 0, seen),
                  .v = keys.v().slice(1, 0, seen),
                  .o = s.y.slice(1, run.begin, run.cut),
@@ -208,22 +209,31 @@ Tensor Mixer::gate_and_norm(const Context& context, const Tensor& y, const Proje
   return normed;
 }
 
-void Mixer::forward(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t b,
-                    View residual, Saved& s) const {
-  const std::int64_t t = sequence.tokens(), cut = sequence.tokens_before(transpoint_);
-  const std::vector<Run> all = runs(sequence);
-  s.u = u;
+void Mixer::Saved::drop(Recompute recompute) {
+  if (recompute == Recompute::selective) normed = in.qkv = in.k_rotated = Tensor();
+  if (recompute == Recompute::full) {
+    Saved result;
+    result.keep_states = keep_states;
+    result.state_at_transpoint = state_at_transpoint, result.last_state = last_state;
+    *this = std::move(result);
+  }
+}
 
-  // Project and convolve: q, k, v and step sizes for all tokens, whoever reads them.
+void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t b,
+                Saved& s) const {
+  const std::int64_t t = sequence.tokens(), cut = sequence.tokens_before(transpoint_);
+
+  // Project and convolve: q, k, v and step sizes for all tokens, whoever reads them; q and k as they do.
   s.in = project(context, u, b, t);
-  convolve(context, sequence, s.in);
+  gather_halo(context, sequence, s.in);
+  convolve(context, sequence, s.keep_states, s.in);
   s.y = context.empty({b, t, heads_, p_});
 
   // Attend before P. The keys are on their way while the segments are summarised, the summaries while we
   // attend.
-  rotate(context, sequence, s);
-  s.lse = context.empty({b, heads_, cut});
-  PrefixKeys keys(context, sequence, transpoint_, s.k_rot, head_view(s.in.qkv, 2).slice(1, 0, cut));
+  s.lse = context.empty({b, heads_, cut}, context.statistics());
+  PrefixKeys keys(context, sequence, transpoint_, attended_keys(s.in, cut),
+                  head_view(s.in.qkv, 2).slice(1, 0, cut));
   std::optional<StateHandoff> handoff;
   if (sequence.parts().size() > 1 && (transpoint_ < sequence.length() || s.keep_states))
     handoff.emplace(context, sequence, summaries(context, sequence, s.in), "state handoff");
@@ -234,9 +244,13 @@ void Mixer::forward(const Context& context, const Sequence& sequence, const Tens
   if (handoff) s.entering = handoff->combine(context);
   scan(context, sequence, s);
 
-  // Gate, norm, project.
   s.normed = gate_and_norm(context, s.y, s.in, cut);
-  out_.forward(context, s.normed.merge(2).merge(0), residual);
+}
+
+void Mixer::forward(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t b,
+                    ConstView residual, View output, Saved& s) const {
+  mix(context, sequence, u, b, s);
+  out_.forward(context, s.normed.merge(2).merge(0), residual, output);
 }
 
 }  // namespace transmamba

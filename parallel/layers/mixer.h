@@ -10,6 +10,7 @@
 #include "parallel/context/kv_gather.h"
 #include "parallel/context/state_handoff.h"
 #include "parallel/layers/column_linear.h"
+#include "parallel/layers/recompute.h"
 #include "parallel/layers/row_linear.h"
 
 namespace transmamba {
@@ -20,33 +21,37 @@ class Mixer {
   struct Projections {
     Tensor projected;  // (b, t, c + hp + h) before convolution and softplus: q, k, v, then z, then dt
     Tensor halo;       // (b, segments (w - 1), c) `projected` before each segment; absent without neighbours
-    Tensor qkv;        // (b, t, c) after convolution and SiLU
-    Tensor dt;         // (b, t, h)
+    Tensor dt;         // (b, t, h), S
+    // (b, t, c) after convolution, SiLU and, before P, RoPE of q and k. Where the SSM's state reads those
+    // keys too they stay as they were, and k_rotated (b, cut, h, n) holds them turned; elsewhere it is
+    // absent.
+    Tensor qkv, k_rotated;
   };
 
   /// What the forward pass keeps for the backward pass.
   struct Saved {
-    Tensor u;  // (rows, d) the layer's input, this rank's run of it
     Projections in;
-    Tensor q_rot, k_rot;        // (b, cut, h, n) after RoPE
-    Tensor lse;                 // (b, h, cut)
+    Tensor lse;                 // (b, h, cut), S
     Entering entering;          // the states that enter its segments; absent where one rank has all
-    std::vector<Tensor> state;  // for each segment with SSM tokens: (b, h, n, p) at the first of them
+    std::vector<Tensor> state;  // for each segment with SSM tokens: (b, h, n, p), S, at the first of them
     Tensor y;                   // (b, t, h, p) attention's and the SSM's outputs side by side
     Tensor normed;              // (b, t, h, p)
     // With keep_states, on the ranks that come by them: the Memory Converter's result at P, and after the
     // last token.
     bool keep_states = false;
     Tensor state_at_transpoint, last_state;
+
+    /// Drops what backward() is to compute again.
+    void drop(Recompute recompute);
   };
 
   /// Token-by-token decoding: keys and values before P; one state from P on, when they are freed.
   struct Cache {
     Cache(const Context& context, const Mixer& mixer, std::int64_t batch, std::int64_t max_tokens);
-    std::int64_t position = 0;  // tokens seen
-    Tensor halo;                // (b, w - 1, c) the convolution's last inputs
-    Tensor k, k_rot, v, dt;     // (b, min(P, max_tokens), ...)
-    Tensor state;               // (b, h, n, p) from P on
+    std::int64_t position = 0;   // tokens seen
+    Tensor halo;                 // (b, w - 1, c) the convolution's last inputs
+    Tensor k, k_rotated, v, dt;  // (b, min(P, max_tokens), ...)
+    Tensor state;                // (b, h, n, p), S, from P on
   };
 
   /// `transpoint` may be past the sequence: then all tokens attend. Declares `<prefix>q_proj.weight` and the
@@ -54,13 +59,18 @@ class Mixer {
   Mixer(const ModelConfig& config, const std::string& prefix, std::int64_t transpoint, Communicator& tp,
         ParameterStore& store);
 
-  /// residual (rows, d) += mixer(u), u (rows, d), this rank's rows (TokenShard) of b sequences' tokens.
+  /// output = residual + mixer(u), all (rows, d), this rank's rows (TokenShard) of b sequences' tokens.
+  /// `output` may be `residual`.
   void forward(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t batch,
-               View residual, Saved& saved) const;
-  /// From dout, the gradient of the layer's output, to that of u.
-  Tensor backward(const Context& context, const Sequence& sequence, const Tensor& dout, Saved& saved) const;
-  /// The same function of the tokens as forward(), for the tokens after those in `cache`: any number at a
-  /// time. On one rank.
+               ConstView residual, View output, Saved& saved) const;
+  /// Of forward() all but the product that gives the output: what backward() wants kept.
+  void mix(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t batch,
+           Saved& saved) const;
+  /// From dout, the gradient of the layer's output, to that of u. Frees `saved` on its way.
+  Tensor backward(const Context& context, const Sequence& sequence, const Tensor& u, const Tensor& dout,
+                  Saved& saved) const;
+  /// residual += mixer(u): the same function of the tokens as forward(), for the tokens after those in
+  /// `cache`, any number at a time. On one rank.
   void decode(const Context& context, const Tensor& u, std::int64_t batch, View residual, Cache& cache) const;
 
  private:
@@ -98,19 +108,32 @@ class Mixer {
     bool scans(bool keep_states) const { return cut < end || (keep_states && is_last); }
   };
   std::vector<Run> runs(const Sequence& sequence) const;
+  /// The run's tokens before P out of those of all runs, (b, cut, ..); absent where it has none.
+  static Tensor before_transpoint(const Tensor& x, const Run& run) {
+    return x && run.begin < run.cut ? x.slice(1, run.begin, run.cut) : Tensor();
+  }
 
-  /// Project and convolve.
+  // In backward passes `d` holds the gradients of the Projections, each in its member's shape and type.
+
+  /// Project, convolve and rotate. A key that attention and the SSM's state both read exists in both forms.
   Projections project(const Context& context, const Tensor& u, std::int64_t batch, std::int64_t tokens) const;
-  void convolve(const Context& context, const Projections& in, const Run& run, ConstView halo) const;
-  void convolve(const Context& context, const Sequence& sequence, Projections& in) const;
+  bool state_reads_prefix(const Sequence& sequence, bool keep_states) const {
+    return converter_ && (transpoint_ < sequence.length() || keep_states);
+  }
+  void gather_halo(const Context& context, const Sequence& sequence, Projections& in) const;
+  void convolve(const Context& context, const Projections& in, const Run& run, ConstView halo,
+                View k_rotated) const;
+  void convolve(const Context& context, const Sequence& sequence, bool keep_states, Projections& in) const;
   void convolve_backward(const Context& context, const Sequence& sequence, const Projections& in,
-                         const Tensor& dqkv, const Tensor& dprojected) const;
+                         const Projections& d) const;
 
   /// Attend before P: every query sees the keys up to its own.
-  void rotate(const Context& context, const Sequence& sequence, Saved& s) const;
+  Tensor attended_keys(const Projections& in, std::int64_t cut) const {
+    return in.k_rotated ? in.k_rotated : head_view(in.qkv, 1).slice(1, 0, cut);
+  }
   void attend(const Context& context, const Sequence& sequence, const PrefixKeys& keys, const Saved& s) const;
-  void attend_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Tensor& dqkv,
-                       const Saved& s) const;
+  void attend_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Saved& s,
+                       const Projections& d) const;
 
   /// The segment summary of tokens [begin, end) of `in`: the Memory Converter, and what ranks exchange.
   void summarise(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
@@ -120,17 +143,17 @@ class Mixer {
   void scan(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
             ConstView state, const Tensor& y, View last) const;
   void scan(const Context& context, const Sequence& sequence, Saved& s) const;
-  void scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Tensor& dqkv,
-                     const Tensor& ddt, const Saved& s) const;
+  void scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Saved& s,
+                     const Projections& d) const;
   void summarise_backward(const Context& context, const Saved& s, std::int64_t begin, std::int64_t end,
-                          ConstView dstate_out, ConstView state_in, const Tensor& dqkv, const Tensor& ddt,
+                          ConstView dstate_out, ConstView state_in, const Projections& d,
                           View dstate_in) const;
 
   /// SiLU(z) where it gates, then the per-head norm. Tokens from `cut` on are the SSM's.
   Tensor gate_and_norm(const Context& context, const Tensor& y, const Projections& in,
                        std::int64_t cut) const;
   void gate_and_norm_backward(const Context& context, const Tensor& dnormed, const Saved& s, std::int64_t cut,
-                              const Tensor& dprojected) const;
+                              const Projections& d) const;
   std::int64_t first_gated(std::int64_t cut, std::int64_t tokens) const;
 };
 

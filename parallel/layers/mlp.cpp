@@ -1,5 +1,7 @@
 #include "parallel/layers/mlp.h"
 
+#include <utility>
+
 #include "kernels/swiglu.h"
 
 namespace transmamba {
@@ -15,21 +17,37 @@ Mlp::Mlp(const ModelConfig& c, const std::string& prefix, Communicator& tp, Para
   down_ = RowLinear(store.add({{prefix + "down_proj.weight", row, out, true}}), tp);
 }
 
-void Mlp::forward(const Context& context, const Tensor& u, std::int64_t tokens, View residual,
-                  Saved& saved) const {
-  saved.u = u;
-  saved.gate_up = context.empty({1, tokens, 2 * ffn_});
-  saved.hidden = context.empty({1, tokens, ffn_});
-  gate_up_.forward(context, u, saved.gate_up.merge(0));
-  swiglu({.gate_up = saved.gate_up, .y = saved.hidden}, context.stream);
-  down_.forward(context, saved.hidden.merge(0), residual);
+void Mlp::Saved::drop(Recompute recompute) {
+  if (recompute != Recompute::none) hidden = Tensor();
+  if (recompute == Recompute::full) gate_up = Tensor();
 }
 
-Tensor Mlp::backward(const Context& context, const Tensor& dout, Saved& saved) const {
-  const Tensor dhidden = context.empty(saved.hidden.shape());
+void Mlp::activate(const Context& context, Saved& saved) const {
+  saved.hidden = context.empty({1, saved.gate_up.dim(1), ffn_});
+  swiglu({.gate_up = saved.gate_up, .y = saved.hidden}, context.stream);
+}
+
+void Mlp::expand(const Context& context, const Tensor& u, std::int64_t tokens, Saved& saved) const {
+  saved.gate_up = context.empty({1, tokens, 2 * ffn_});
+  gate_up_.forward(context, u, saved.gate_up.merge(0));
+  activate(context, saved);
+}
+
+void Mlp::forward(const Context& context, const Tensor& u, std::int64_t tokens, ConstView residual,
+                  View output, Saved& saved) const {
+  expand(context, u, tokens, saved);
+  down_.forward(context, saved.hidden.merge(0), residual, output);
+}
+
+Tensor Mlp::backward(const Context& context, const Tensor& u, const Tensor& dout, Saved& saved) const {
+  if (!saved.hidden) activate(context, saved);
+  Tensor dhidden = context.empty(saved.hidden.shape());
   down_.backward(context, dout, saved.hidden.merge(0), dhidden.merge(0));
-  swiglu_backward({.dy = dhidden, .gate_up = saved.gate_up, .dgate_up = saved.gate_up}, context.stream);
-  return gate_up_.backward(context, saved.gate_up.merge(0), saved.u);
+  saved.hidden = Tensor();
+  const Tensor dgate_up = std::exchange(saved.gate_up, {});
+  swiglu_backward({.dy = dhidden, .gate_up = dgate_up, .dgate_up = dgate_up}, context.stream);
+  dhidden = Tensor();
+  return gate_up_.backward(context, dgate_up.merge(0), u);
 }
 
 }  // namespace transmamba

@@ -43,7 +43,9 @@ VocabCrossEntropy::VocabCrossEntropy(std::int64_t vocab_size, Communicator& tp)
 
 void VocabCrossEntropy::forward(const Context& context, const Tensor& logits, const Tensor& targets,
                                 const Tensor& loss, const Tensor& lse) const {
-  const Tensor maximum = context.empty(loss.shape()), partial = context.empty({2, loss.dim(0), loss.dim(1)});
+  const DType type = context.statistics();
+  const Tensor maximum = context.empty(loss.shape(), type),
+               partial = context.empty({2, loss.dim(0), loss.dim(1)}, type);
   vocab_max({.logits = logits, .maximum = maximum}, context.stream);
   tp_->all_reduce("cross entropy: maximum", maximum, Reduce::max);
   cross_entropy_partial({.logits = logits,

@@ -34,7 +34,8 @@ class VocabCrossEntropy {
   VocabCrossEntropy(std::int64_t vocab_size, Communicator& tp);
   std::int64_t mine() const { return mine_; }  ///< this rank's columns: (vocab_size / tp), or fewer
 
-  /// Losses (b, t) in nats and their lse (b, t), on every rank, from this rank's logits (b, t, V / tp).
+  /// Losses (b, t) in nats and their lse (b, t), both S, on every rank, from this rank's logits (b, t, V /
+  /// tp).
   void forward(const Context& context, const Tensor& logits, const Tensor& targets, const Tensor& loss,
                const Tensor& lse) const;
   /// dlogits = scale (softmax - onehot), which may alias logits.

@@ -9,27 +9,21 @@
 namespace transmamba {
 namespace {
 
-double total(const Context& context, const Tensor& x) {
-  const Tensor result = context.empty({1}, DType::f64);
-  fill({.value = 0, .y = result}, context.stream);
-  sum({.x = x, .result = result}, context.stream);
-  return *result.ptr<double>();
-}
-
 class Run {
  public:
   Run(const Context& context, const Model& model, const Schedule& schedule, const Batches& batches,
-      const RunOptions& options)
+      const View& loss, const RunOptions& options)
       : context_(context),
         model_(model),
         mesh_(*model.placement().mesh),
         schedule_(schedule),
         actions_(schedule.ranks[static_cast<std::size_t>(mesh_.pp().rank())]),
         batches_(batches),
+        loss_(loss),
         options_(options),
         backwards_(static_cast<std::size_t>(schedule.chunks)) {}
 
-  double operator()() {
+  void operator()() {
     // The next action's input is on its way while this one is computed.
     Transfer input = actions_.empty() ? Transfer() : receive(actions_[0]);
     for (std::size_t i = 0; i < actions_.size(); ++i) {
@@ -42,7 +36,6 @@ class Run {
       input = std::move(next);
     }
     for (Transfer& sent : sent_) sent.pending.wait();
-    return loss_;
   }
 
  private:
@@ -71,7 +64,8 @@ class Run {
     if (is_new) {
       const Batch whole = batches_(a.micro_batch);
       const Sequence sequence = model_.sequence(whole.tokens.dim(1));
-      found->second.batch = {sequence.deal(context_, whole.tokens), sequence.deal(context_, whole.targets)};
+      found->second.batch = {to_device(context_, sequence.deal(context_, whole.tokens)),
+                             to_device(context_, sequence.deal(context_, whole.targets))};
     }
     return found->second;
   }
@@ -111,7 +105,7 @@ class Run {
     if (options_.observe) options_.observe(a, output, *saved);
     if (stage(a).is_last) {
       const Tensor losses = model_.token_losses(context_, output, f.batch.targets, saved);
-      if (mesh_.tp().rank() == 0) loss_ += total(context_, losses);
+      if (mesh_.tp().rank() == 0) sum({.x = losses, .result = loss_}, context_.stream);
     } else {
       send(a, output);
     }
@@ -135,18 +129,18 @@ class Run {
   const Schedule& schedule_;
   const std::vector<Action>& actions_;
   const Batches& batches_;
+  const View loss_;
   const RunOptions& options_;
   std::vector<std::int64_t> backwards_;  // done, by chunk
   std::map<std::int64_t, Flight> flights_;
   std::deque<Transfer> sent_;
-  double loss_ = 0;
 };
 
 }  // namespace
 
-double run_schedule(const Context& context, const Model& model, const Schedule& schedule,
-                    const Batches& batches, const RunOptions& options) {
-  return Run(context, model, schedule, batches, options)();
+void run_schedule(const Context& context, const Model& model, const Schedule& schedule,
+                  const Batches& batches, const View& loss, const RunOptions& options) {
+  Run(context, model, schedule, batches, loss, options)();
 }
 
 }  // namespace transmamba

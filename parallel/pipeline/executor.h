@@ -9,7 +9,8 @@
 
 namespace transmamba {
 
-/// Next-token prediction: targets[b, t] follows tokens[b, t]. Both (b, T) int32, whole sequences.
+/// Next-token prediction: targets[b, t] follows tokens[b, t]. Both (b, T) int32, whole sequences, in host
+/// memory (Context::empty_host).
 struct Batch {
   Tensor tokens, targets;
 };
@@ -25,9 +26,9 @@ struct RunOptions {
   std::function<void(const Action&, const Tensor& output, const Model::Saved&)> observe = {};
 };
 
-/// Runs `schedule` (of the model's pp and chunks). Gives the sum of the token losses, in nats, of the tokens
-/// of which this rank is the one that counts: tp rank 0 of the last stage; 0 on other ranks.
-double run_schedule(const Context& context, const Model& model, const Schedule& schedule,
-                    const Batches& batches, const RunOptions& options = {});
+/// Runs `schedule` (of the model's pp and chunks). loss (1) float64, on the device, += the sum of the token
+/// losses, in nats, of the tokens of which this rank is the one that counts: tp rank 0 of the last stage's.
+void run_schedule(const Context& context, const Model& model, const Schedule& schedule,
+                  const Batches& batches, const View& loss, const RunOptions& options = {});
 
 }  // namespace transmamba

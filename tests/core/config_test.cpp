@@ -223,10 +223,17 @@ TEST(ConfigValues, RejectWhatIsOutsideTheRange) {
 }
 
 TEST(ConfigValues, RejectWhatIsNoChoice) {
-  EXPECT_THAT(
-      word_error({"--train.dtype", "float16"}),
-      AllOf(HasSubstr("train.dtype"), HasSubstr("one of float32, float64"), HasSubstr("\"float16\"")));
+  EXPECT_THAT(word_error({"--train.dtype", "float16"}),
+              AllOf(HasSubstr("train.dtype"), HasSubstr("one of float32, float64, bfloat16"),
+                    HasSubstr("\"float16\"")));
   EXPECT_THAT(word_error({"--model.gate", "SSM"}), HasSubstr("one of ssm, all, none"));
+  EXPECT_THAT(word_error({"--train.recompute", "some"}), HasSubstr("one of none, selective, full"));
+}
+
+TEST(ConfigValues, Bfloat16NeedsAGpu) {
+  EXPECT_THAT(word_error({"--train.dtype", "bfloat16"}),
+              AllOf(HasSubstr("train.dtype = bfloat16"), HasSubstr("train.device = cuda, got cpu")));
+  EXPECT_EQ(parse_config("", {"--train.dtype=bfloat16", "--train.device=cuda"}).train.dtype, "bfloat16");
 }
 
 TEST(ConfigValues, RejectTextThatAnIniFileCannotHold) {

@@ -53,6 +53,95 @@ TEST(ParameterStore, APackStacksPartsOfWhichSomeAreEmpty) {
   EXPECT_EQ(rank.store.count(), 20);
 }
 
+/// Parameters of every kind that a model has.
+struct Mixed {
+  Allocator memory;
+  ParameterStore store;
+  Mixed(DType dtype, int parts, std::int64_t bucket_bytes) {
+    for (const char* layer : {"0.", "1.", "2."}) {
+      const auto spec = [&](const char* name, const Shape& shape, bool decays) {
+        return ParameterSpec{std::string(layer) + name, {shape}, Init::normal(1), decays};
+      };
+      ParameterSpec norm = spec("norm", {7}, false);
+      norm.summed_over = GradientSum::tp, norm.primary = false;
+      store.add({norm});
+      store.add({spec("q", {6, 7}, true), spec("k", {5, 7}, true)});
+      store.add({spec("bias", {11}, false)});
+    }
+    ParameterSpec tied{"tied", {{9, 7}}, Init::normal(1), true, true, GradientSum::ends};
+    store.add({tied});
+    store.allocate({.stream = {.threads = 3}, .dtype = dtype, .memory = &memory}, bucket_bytes, parts);
+  }
+};
+
+TEST(ParameterStore, BucketsHoldParametersThatAreAlikeAndTileTheFlatOrder) {
+  for (const DType dtype : {DType::f64, DType::f32, DType::bf16})
+    for (const int parts : {1, 2, 3})
+      for (const std::int64_t bytes : {1, 400, 1 << 20}) {
+        const Mixed mixed(dtype, parts, bytes);
+        const ParameterStore& store = mixed.store;
+        std::int64_t end = 0;
+        for (const Bucket& bucket : store.buckets()) {
+          EXPECT_EQ(bucket.begin, end);
+          end = bucket.end;
+          EXPECT_EQ((bucket.end - bucket.begin) % parts, 0);
+          EXPECT_EQ(bucket.grads.dtype(), statistics_of(dtype));
+          EXPECT_EQ(bucket.values.dtype(), bucket.weight_decay ? dtype : statistics_of(dtype));
+          EXPECT_EQ(bucket.values.numel(), bucket.end - bucket.begin);
+          EXPECT_EQ(bucket.grads.raw(), store.grads().slice(0, bucket.begin, bucket.end).view().raw());
+        }
+        EXPECT_EQ(end, store.grads().numel());
+        for (std::size_t i = 0; i < store.parameters().size(); ++i) {
+          const Parameter& p = store.parameters()[i];
+          const Bucket& bucket = store.buckets()[store.bucket_of(i)];
+          EXPECT_EQ(p.weight_decay, bucket.weight_decay) << p.name;
+          EXPECT_EQ(p.primary, bucket.primary) << p.name;
+          EXPECT_EQ(p.summed_over, bucket.summed_over) << p.name;
+          const std::int64_t at = p.offset - bucket.begin;
+          EXPECT_TRUE(0 <= at && p.offset + p.value.numel() <= bucket.end) << p.name;
+          EXPECT_EQ(p.value.raw(), bucket.values.raw() + at * size_of(bucket.values.dtype())) << p.name;
+          EXPECT_EQ(p.grad.raw(), bucket.grads.raw() + at * size_of(bucket.grads.dtype())) << p.name;
+        }
+        // With buckets of any size: those of a kind one after the other, at most one bucket of few bytes.
+        EXPECT_EQ(store.buckets().size(), bytes == 1 ? 10U : bytes == 1 << 20 ? 4U : store.buckets().size());
+      }
+}
+
+TEST(ParameterStore, GapsStayZeroAndMatricesOfBfloat16AreTheRoundedValues) {
+  Mixed narrow(DType::bf16, 2, 400), wide(DType::f32, 2, 400);
+  wide.store.initialise(5);
+  std::vector<std::vector<float>> unrounded(narrow.store.parameters().size());
+  narrow.store.initialise(5, [&](std::size_t i, std::int64_t begin, const Tensor& values) {
+    EXPECT_EQ(begin, static_cast<std::int64_t>(unrounded[i].size()));
+    unrounded[i].insert(unrounded[i].end(), values.ptr<float>(), values.ptr<float>() + values.numel());
+  });
+  std::int64_t in_parameters = 0, set = 0;
+  for (std::size_t i = 0; i < unrounded.size(); ++i) {
+    const Parameter& p = narrow.store.parameters()[i];
+    in_parameters += p.value.numel();
+    for (std::size_t k = 0; k < unrounded[i].size(); ++k) {
+      ASSERT_EQ(unrounded[i][k], wide.store.parameters()[i].value.ptr<float>()[k]);
+      const bool matrix = p.value.dtype() == DType::bf16;
+      if (matrix) ASSERT_EQ(p.value.ptr<bfloat16>()[k].bits, to_bfloat16(unrounded[i][k]).bits);
+      if (!matrix) ASSERT_EQ(p.value.ptr<float>()[k], unrounded[i][k]);
+    }
+  }
+  for (const Bucket& bucket : narrow.store.buckets())
+    for (std::int64_t i = 0; i < bucket.values.numel(); ++i)
+      set += bucket.values.dtype() == DType::bf16 ? bucket.values.ptr<bfloat16>()[i].bits != 0
+                                                  : bucket.values.ptr<float>()[i] != 0;
+  EXPECT_EQ(set, in_parameters);
+  EXPECT_THAT(testing::error_of([&] { narrow.store.values(); }), ::testing::HasSubstr("bfloat16"));
+}
+
+TEST(ParameterStore, APackIsOfParametersThatAreAlike) {
+  ParameterStore store;
+  EXPECT_THAT(testing::error_of([&] {
+                store.add({{"a", {{2, 5}}, Init::normal(1), true}, {"b", {{4, 5}}, Init::normal(1), false}});
+              }),
+              ::testing::HasSubstr("b: expected sums, weight decay and copies like the others"));
+}
+
 TEST(ParameterStore, UnevenAndEmptyPartsAreWrittenAndReadAsOneTensor) {
   const Folder folder;
   constexpr int kParts = 7;

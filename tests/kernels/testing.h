@@ -19,7 +19,9 @@
 
 namespace transmamba::testing {
 
-enum class Layout { contiguous, strided };
+/// `strided` is a slice in every dim, with rows that begin anywhere; `padded` in the last dim only, with rows
+/// that begin at multiples of 16 bytes where the last dim is one of 8 elements.
+enum class Layout { contiguous, strided, padded };
 
 /// The one table of tolerances: |actual - expected| <= tolerance * (1 + |expected|). bfloat16 rounds by 2e-3.
 inline double tolerance(DType dtype) {
@@ -61,22 +63,24 @@ inline void fill_with(const View& x, double value) {
   for_each_index(x.shape(), [&](auto& at) { set(x, at, value); });
 }
 
-/// Memory and a view of it, poisoned with NaN (int32: -1). `strided` is a slice of a larger array: every dim
-/// has a neighbour on both sides, whose poison must never be read nor overwritten.
+/// Memory and a view of it, poisoned with NaN (int32: -1). `strided` and `padded` are slices of a larger
+/// array: dims have neighbours on both sides, whose poison must never be read nor overwritten.
 class Array {
  public:
   Array() = default;  // absent
   Array(const Shape& shape, DType dtype, Layout layout = Layout::contiguous, Device device = Device::cpu) {
     Shape whole = shape;
-    for (int i = 0; layout == Layout::strided && i < shape.rank(); ++i) whole[i] += 2;
+    const auto margin = [&](int dim) -> std::int64_t {
+      return layout == Layout::strided ? 1 : layout == Layout::padded && dim == shape.rank() - 1 ? 8 : 0;
+    };
+    for (int i = 0; i < shape.rank(); ++i) whole[i] += 2 * margin(i);
     bytes_ = static_cast<std::size_t>((whole.numel() + 1) * size_of(dtype));
     memory_ = device == Device::cuda ? gpu_visible_memory(bytes_)
                                      : std::shared_ptr<std::byte>(new std::byte[bytes_],
                                                                   [](std::byte* memory) { delete[] memory; });
     std::memset(memory_.get(), 0, bytes_);
     whole_ = view_ = View(memory_.get(), dtype, whole);
-    for (int i = 0; layout == Layout::strided && i < shape.rank(); ++i)
-      view_ = view_.slice(i, 1, 1 + shape[i]);
+    for (int i = 0; i < shape.rank(); ++i) view_ = view_.slice(i, margin(i), margin(i) + shape[i]);
     fill_poison(whole_);
   }
   operator View() const { return view_; }       // NOLINT: an array is a view

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <map>
 #include <thread>
 
 #include "core/hdf5_file.h"
@@ -45,6 +46,45 @@ class CheckpointTest : public ::testing::Test {
   }
   const Folder folder;
 };
+
+TEST_F(CheckpointTest, OfBfloat16HoldsTheMasterWeights) {
+  const SmallRun saved(7, small_config(), DType::bf16);
+  saved.save(folder.path(), 42);
+  SmallRun again(0, small_config(), DType::bf16), wide(0);
+  again.load(step(42)), wide.load(step(42));
+  EXPECT_EQ(again.bits(), saved.bits());
+  EXPECT_EQ(Hdf5File::open(step(42) / "index.h5").element_type("params/embedding.weight"), "float32");
+  std::map<std::string, std::string> bits;  // runs stand in the same order, with their names
+  for (const OwnedRun& run : wide.optimizer.owned()) {
+    const Parameter& p = wide.model.parameters().parameters()[run.parameter];
+    const View weights = wide.optimizer.weights(run);
+    bits[p.name] = std::string(reinterpret_cast<const char*>(weights.raw()),
+                               static_cast<std::size_t>(weights.numel()) * sizeof(float));
+  }
+  for (const OwnedRun& run : saved.optimizer.owned()) {
+    const Parameter& p = saved.model.parameters().parameters()[run.parameter];
+    const View weights = saved.optimizer.weights(run);
+    ASSERT_EQ(weights.dtype(), DType::f32);
+    EXPECT_EQ(std::string(reinterpret_cast<const char*>(weights.raw()), bits[p.name].size()), bits[p.name]);
+    const Parameter& loaded = again.model.parameters().parameters()[run.parameter];
+    ASSERT_EQ(loaded.value.dtype(), p.weight_decay ? DType::bf16 : DType::f32) << p.name;
+    for (std::int64_t i = 0; p.weight_decay && i < weights.numel(); ++i)
+      ASSERT_EQ(loaded.value.ptr<bfloat16>()[i].bits, to_bfloat16(weights.ptr<float>()[i]).bits) << p.name;
+  }
+}
+
+TEST_F(CheckpointTest, OfAnotherTypeIsRoundedOnce) {
+  const SmallRun saved(7, small_config(), DType::f64);
+  saved.save(folder.path(), 42);
+  SmallRun narrow(0, small_config(), DType::bf16), wide(0);
+  narrow.load(step(42)), wide.load(step(42));
+  for (const OwnedRun& run : narrow.optimizer.owned()) {
+    const Parameter& p = wide.model.parameters().parameters()[run.parameter];
+    const View weights = narrow.optimizer.weights(run);
+    for (std::int64_t i = 0; i < weights.numel(); ++i)
+      ASSERT_EQ(weights.ptr<float>()[i], p.value.ptr<float>()[run.begin + i]) << p.name;
+  }
+}
 
 TEST_F(CheckpointTest, BringsBackEveryBit) {
   for (const DType dtype : {DType::f32, DType::f64}) {

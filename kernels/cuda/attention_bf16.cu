@@ -1,0 +1,162 @@
+// Attention of bfloat16: cut into calls that cuDNN's fused kernels know. They take any strides that are
+// multiples of 16 bytes, a contiguous lse, and two masks, so what remains here is: queries that see all keys
+// apart from those before them; an lse that is a slice; gradients that are added to; and, because cuDNN's
+// deterministic backward pass on Hopper stores a score of every query and key, few heads at a time.
+#include "kernels/cuda/attention_bf16.cuh"
+
+#include <algorithm>
+
+#include "kernels/cuda/attention_cudnn.h"
+#include "kernels/cuda/device.cuh"
+#include "kernels/elementwise.h"
+
+namespace transmamba::cuda {
+namespace {
+
+constexpr std::int64_t kMostScores = std::int64_t{1} << 29;  // at a time in the backward pass, 2 bytes each
+
+void check_rows(const ConstView& x, std::string_view op, std::string_view name) {
+  constexpr std::int64_t kAlign = 16;
+  bool aligned = x.numel() == 0 || reinterpret_cast<std::uintptr_t>(x.raw()) % kAlign == 0;
+  for (int i = 0; i < 3; ++i) aligned &= x.dim(i) <= 1 || x.stride(i) * size_of(DType::bf16) % kAlign == 0;
+  check(aligned, op,
+        "{}: rows of bfloat16 must begin at multiples of {} bytes, got address {} and strides {}", name,
+        kAlign, static_cast<const void*>(x.raw()), x.strides());
+}
+void check_widths(std::int64_t n, std::int64_t p, std::string_view op) {
+  constexpr std::int64_t kMultiple = 8, kMost = 128;
+  check(n % kMultiple == 0 && p % kMultiple == 0 && n <= kMost && p <= kMost, op,
+        "head widths: bfloat16 takes multiples of {} up to {}, got n {} and p {}", kMultiple, kMost, n, p);
+}
+
+/// Calls f(begin, end, mask) for each run of queries that one mask fits.
+template <class F>
+void for_each_run(std::int64_t tq, std::int64_t tk, std::int64_t offset, F&& f) {
+  const std::int64_t some =
+      std::clamp<std::int64_t>(tk - 1 - offset, 0, tq);  // queries that do not see all keys
+  const std::int64_t begin = some == 0 ? 0 : some + 1;   // the next one sees the last key
+  if (some > 0) f(std::int64_t{0}, begin, Mask::causal);
+  if (begin < tq) f(begin, tq, Mask::none);
+}
+
+/// How many sequences and heads of each the backward pass takes at a time.
+struct Piece {
+  std::int64_t sequences, heads;
+};
+Piece piece_of(std::int64_t b, std::int64_t h, std::int64_t scores) {
+  if (b * h * scores <= kMostScores) return {b, h};
+  std::int64_t heads = h;
+  while (heads > 1 && (h % heads != 0 || heads * scores > kMostScores)) --heads;
+  return {1, heads};
+}
+
+/// Some heads of some sequences of a (b, t, h, width) view or of an lse (b, h, t).
+template <class V>
+V part(const V& x, std::int64_t b, std::int64_t h, const Piece& piece) {
+  return x.slice(0, b, b + piece.sequences).slice(x.rank() == 4 ? 2 : 1, h, h + piece.heads);
+}
+
+/// Memory of the shape of `like`, without gaps.
+class Dense {
+ public:
+  Dense(const ConstView& like, const Stream& stream, std::string_view op)
+      : memory_(like.numel() * size_of(like.dtype()), stream, op),
+        view_(memory_.data(), like.dtype(), like.shape()) {}
+  operator View() const { return view_; }  // NOLINT: it is its view
+
+ private:
+  Workspace<std::byte> memory_;
+  View view_;
+};
+
+/// Every query sees the one key: the softmax is 1, and cuDNN does not take it.
+void one_score_backward(const AttentionBackward& a, const Stream& stream) {
+  cuda::fill({0, a.dq}, stream);
+  if (a.accumulate) return cuda::add({a.dout, a.dv}, stream);
+  cuda::fill({0, a.dk}, stream);
+  cuda::copy({a.dout, a.dv}, stream);
+}
+
+/// dk and dv of a run of queries, for all of its keys.
+void run_backward(const AttentionBackward& a, Mask mask, const Stream& stream) {
+  constexpr auto op = "attention_backward";
+  const std::int64_t b = a.q.dim(0), tq = a.q.dim(1), h = a.q.dim(2), tk = a.k.dim(1);
+  if (tq == 1 && tk == 1) return one_score_backward(a, stream);
+  if (!a.lse.contiguous()) {
+    const Dense lse(a.lse, stream, op);
+    cuda::copy({a.lse, lse}, stream);
+    AttentionBackward again = a;
+    again.lse = View(lse);
+    return run_backward(again, mask, stream);
+  }
+  const Piece piece = piece_of(b, h, tq * tk);
+  for (std::int64_t i = 0; i < b; i += piece.sequences)
+    for (std::int64_t j = 0; j < h; j += piece.heads) {
+      const auto of = [&](const auto& x) { return part(x, i, j, piece); };
+      AttentionBackward call{of(a.dout), of(a.q),  of(a.k),  of(a.v), of(a.o),
+                             of(a.lse),  of(a.dq), of(a.dk), of(a.dv)};
+      const View dk = call.dk, dv = call.dv;
+      const Dense more_dk(a.accumulate ? dk : dk.slice(0, 0, 0), stream, op),
+          more_dv(a.accumulate ? dv : dv.slice(0, 0, 0), stream, op);
+      if (a.accumulate) call.dk = more_dk, call.dv = more_dv;
+      const FusedPlan& plan = fused_plan(call, mask);
+      const Workspace<std::byte> workspace(workspace_bytes(plan), stream, op);
+      run(plan, call, workspace.data(), stream);
+      if (a.accumulate) cuda::add({call.dk, dk}, stream), cuda::add({call.dv, dv}, stream);
+    }
+}
+
+}  // namespace
+
+void attention_bf16(const Attention& a, const Stream& stream) {
+  constexpr auto op = "attention";
+  const std::int64_t tq = a.q.dim(1), tk = std::min(a.k.dim(1), tq + a.offset);  // keys that are seen
+  if (a.lse.numel() == 0) return;
+  check_widths(a.q.dim(3), a.v.dim(3), op);
+  check_rows(a.q, op, "q"), check_rows(a.k, op, "k"), check_rows(a.v, op, "v"), check_rows(a.o, op, "o");
+  for_each_run(tq, tk, a.offset, [&](std::int64_t begin, std::int64_t end, Mask mask) {
+    const View lse = a.lse.slice(2, begin, end);
+    const Dense dense_lse(lse.contiguous() ? lse.slice(0, 0, 0) : lse, stream, op);
+    const Attention call{a.q.slice(1, begin, end), a.k.slice(1, 0, tk), a.v.slice(1, 0, tk),
+                         a.o.slice(1, begin, end), lse.contiguous() ? lse : dense_lse};
+    const FusedPlan& plan = fused_plan(call, mask);
+    const Workspace<std::byte> workspace(workspace_bytes(plan), stream, op);
+    run(plan, call, workspace.data(), stream);
+    if (!lse.contiguous()) cuda::copy({call.lse, lse}, stream);
+  });
+}
+
+void attention_backward_bf16(const AttentionBackward& a, const Stream& stream) {
+  constexpr auto op = "attention_backward";
+  const std::int64_t tq = a.q.dim(1), all = a.k.dim(1), tk = a.lse.numel() ? std::min(all, tq + a.offset) : 0;
+  check_widths(a.q.dim(3), a.v.dim(3), op);
+  for (const auto& [view, name] : {std::pair<ConstView, const char*>{a.dout, "dout"},
+                                   {a.q, "q"},
+                                   {a.k, "k"},
+                                   {a.v, "v"},
+                                   {a.o, "o"},
+                                   {a.dq, "dq"},
+                                   {a.dk, "dk"},
+                                   {a.dv, "dv"}})
+    check_rows(view, op, name);
+  if (!a.accumulate) {  // keys that no query sees
+    cuda::fill({0, a.dk.slice(1, tk, all)}, stream);
+    cuda::fill({0, a.dv.slice(1, tk, all)}, stream);
+  }
+  if (tk == 0) return;
+  for_each_run(tq, tk, a.offset, [&](std::int64_t begin, std::int64_t end, Mask mask) {
+    run_backward({.dout = a.dout.slice(1, begin, end),
+                  .q = a.q.slice(1, begin, end),
+                  .k = a.k.slice(1, 0, tk),
+                  .v = a.v.slice(1, 0, tk),
+                  .o = a.o.slice(1, begin, end),
+                  .lse = a.lse.slice(2, begin, end),
+                  .dq = a.dq.slice(1, begin, end),
+                  .dk = a.dk.slice(1, 0, tk),
+                  .dv = a.dv.slice(1, 0, tk),
+                  .accumulate = a.accumulate || begin > 0},
+                 mask, stream);
+  });
+}
+
+}  // namespace transmamba::cuda

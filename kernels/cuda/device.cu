@@ -1,0 +1,199 @@
+// The GPU itself. Memory comes from the driver's virtual memory functions, which are looked up while the
+// program runs: linking the driver's library would make binaries that do not start where there is no driver.
+#include "kernels/device.h"
+
+#include <cuda.h>
+
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/device.cuh"
+
+namespace transmamba::gpu {
+namespace {
+
+using cuda::check_cuda;
+using cuda::handle_of;
+
+cudaEvent_t event_of(void* handle) { return static_cast<cudaEvent_t>(handle); }
+
+template <class Function>
+void find_in_driver(Function& function, const char* name, unsigned version) {
+  cudaDriverEntryPointQueryResult found{};
+  void* address = nullptr;
+  check_cuda(cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &found), name);
+  check(found == cudaDriverEntryPointSuccess && address != nullptr, "gpu",
+        "{}: this GPU driver is too old and does not have it", name);
+  function = reinterpret_cast<Function>(address);
+}
+
+struct Driver {
+  decltype(&cuMemGetAllocationGranularity) granularity = nullptr;
+  decltype(&cuMemAddressReserve) reserve = nullptr;
+  decltype(&cuMemAddressFree) free = nullptr;
+  decltype(&cuMemCreate) create = nullptr;
+  decltype(&cuMemRelease) release = nullptr;
+  decltype(&cuMemMap) map = nullptr;
+  decltype(&cuMemUnmap) unmap = nullptr;
+  decltype(&cuMemSetAccess) set_access = nullptr;
+
+  Driver() {
+    constexpr unsigned kVersion = 10020;  // CUDA 10.2, which brought them
+    find_in_driver(granularity, "cuMemGetAllocationGranularity", kVersion);
+    find_in_driver(reserve, "cuMemAddressReserve", kVersion);
+    find_in_driver(free, "cuMemAddressFree", kVersion);
+    find_in_driver(create, "cuMemCreate", kVersion);
+    find_in_driver(release, "cuMemRelease", kVersion);
+    find_in_driver(map, "cuMemMap", kVersion);
+    find_in_driver(unmap, "cuMemUnmap", kVersion);
+    find_in_driver(set_access, "cuMemSetAccess", kVersion);
+  }
+};
+
+class Range : public MemoryRange {
+ public:
+  Range() {
+    check_cuda(cudaGetDevice(&device_), "gpu");
+    properties_.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    properties_.location = {CU_MEM_LOCATION_TYPE_DEVICE, device_};
+    std::size_t granularity = 0, free = 0, total = 0;
+    must(driver_.granularity(&granularity, &properties_, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED),
+         "granularity of memory");
+    granularity_ = static_cast<std::int64_t>(granularity);
+    check_cuda(cudaMemGetInfo(&free, &total), "gpu");
+    size_ = (static_cast<std::int64_t>(total) + granularity_ - 1) / granularity_ * granularity_;
+    must(driver_.reserve(&address_, static_cast<std::size_t>(size_), 0, 0, 0), "reserving addresses");
+  }
+  ~Range() override {
+    cudaDeviceSynchronize();
+    std::int64_t at = 0;
+    for (const auto& [handle, bytes] : pieces_) {
+      driver_.unmap(address_ + static_cast<CUdeviceptr>(at), static_cast<std::size_t>(bytes));
+      driver_.release(handle);
+      at += bytes;
+    }
+    driver_.free(address_, static_cast<std::size_t>(size_));
+  }
+  std::byte* address() const override { return reinterpret_cast<std::byte*>(address_); }
+  std::int64_t size() const override { return size_; }
+  std::int64_t granularity() const override { return granularity_; }
+
+  bool extend(std::int64_t bytes) override {
+    if (mapped_ + bytes > size_) return false;
+    const auto size = static_cast<std::size_t>(bytes);
+    const CUdeviceptr at = address_ + static_cast<CUdeviceptr>(mapped_);
+    CUmemGenericAllocationHandle handle = 0;
+    const CUresult result = driver_.create(&handle, size, &properties_, 0);
+    if (result == CUDA_ERROR_OUT_OF_MEMORY) return false;
+    must(result, "taking memory");
+    pieces_.emplace_back(handle, bytes);
+    must(driver_.map(at, size, 0, handle, 0), "mapping memory");
+    const CUmemAccessDesc access{properties_.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    must(driver_.set_access(at, size, &access, 1), "opening memory");
+    mapped_ += bytes;
+    return true;
+  }
+
+ private:
+  static void must(CUresult result, const char* what) {
+    check(result == CUDA_SUCCESS, "gpu", "{}: the driver's error {}", what, static_cast<int>(result));
+  }
+
+  Driver driver_;
+  int device_ = 0;
+  CUmemAllocationProp properties_{};
+  CUdeviceptr address_ = 0;
+  std::int64_t granularity_ = 0, size_ = 0, mapped_ = 0;
+  std::vector<std::pair<CUmemGenericAllocationHandle, std::int64_t>> pieces_;
+};
+
+}  // namespace
+
+int count() {
+  int count = 0, driver = 0;
+  const cudaError_t result = cudaGetDeviceCount(&count);
+  cudaGetLastError();
+  const bool has_driver = cudaDriverGetVersion(&driver) == cudaSuccess && driver > 0;
+  check(has_driver, "gpu", "no NVIDIA driver was found on this machine; train.device = cpu runs without one");
+  check(result == cudaSuccess || result == cudaErrorNoDevice, "gpu", "{}: {}", cudaGetErrorName(result),
+        cudaGetErrorString(result));
+  check(count > 0, "gpu",
+        "no GPU was found on this machine (CUDA_VISIBLE_DEVICES may hide it); train.device = cpu runs "
+        "without one");
+  return count;
+}
+
+Info select(int device) {
+  check_cuda(cudaSetDevice(device), "gpu");
+  cudaDeviceProp properties{};
+  check_cuda(cudaGetDeviceProperties(&properties, device), "gpu");
+  std::size_t free = 0, total = 0;
+  check_cuda(cudaMemGetInfo(&free, &total), "gpu");
+  // What kernels take as workspace stays with the process instead of going back at each synchronisation.
+  cudaMemPool_t pool = nullptr;
+  std::uint64_t keep = std::numeric_limits<std::uint64_t>::max();
+  check_cuda(cudaDeviceGetDefaultMemPool(&pool, device), "gpu");
+  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "gpu");
+  return {properties.name, properties.major, properties.minor, static_cast<std::int64_t>(free),
+          static_cast<std::int64_t>(total)};
+}
+
+Stream create_stream() {
+  cudaStream_t handle = nullptr;
+  check_cuda(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "gpu");
+  Stream stream;
+  stream.device = Device::cuda;
+  stream.handle = handle;
+  return stream;
+}
+
+void destroy_stream(const Stream& stream) noexcept {
+  cudaStreamSynchronize(handle_of(stream));
+  cudaStreamDestroy(handle_of(stream));
+}
+
+void synchronize(const Stream& stream) { check_cuda(cudaStreamSynchronize(handle_of(stream)), "gpu"); }
+
+void copy(void* to, const void* from, std::int64_t bytes, const Stream& stream) {
+  if (bytes > 0)
+    check_cuda(
+        cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault, handle_of(stream)),
+        "gpu copy");
+}
+
+Event::Event() {
+  cudaEvent_t event = nullptr;
+  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "gpu");
+  handle_ = event;
+}
+Event::~Event() {
+  if (handle_) cudaEventDestroy(event_of(handle_));
+}
+Event::Event(Event&& other) noexcept : handle_(std::exchange(other.handle_, nullptr)) {}
+Event& Event::operator=(Event&& other) noexcept {
+  std::swap(handle_, other.handle_);
+  return *this;
+}
+void Event::record(const Stream& stream) {
+  check_cuda(cudaEventRecord(event_of(handle_), handle_of(stream)), "gpu");
+}
+bool Event::passed() const {
+  const cudaError_t result = cudaEventQuery(event_of(handle_));
+  if (result == cudaErrorNotReady) {
+    cudaGetLastError();
+    return false;
+  }
+  check_cuda(result, "gpu");
+  return true;
+}
+
+std::byte* allocate_pinned(std::int64_t bytes) {
+  void* memory = nullptr;
+  check_cuda(cudaHostAlloc(&memory, static_cast<std::size_t>(bytes), cudaHostAllocDefault), "gpu");
+  return static_cast<std::byte*>(memory);
+}
+void free_pinned(std::byte* memory) noexcept { cudaFreeHost(memory); }
+
+std::unique_ptr<MemoryRange> reserve_memory() { return std::make_unique<Range>(); }
+
+}  // namespace transmamba::gpu

@@ -1,0 +1,72 @@
+// The scan's gradients in bfloat16: the op (kernels/cuda/ssd_backward_bf16.cuh says how).
+#include "kernels/cuda/ssd_backward_bf16.cuh"
+#include "kernels/elementwise.h"
+
+namespace transmamba::cuda {
+namespace ssd {
+namespace {
+
+/// out[head] += sum over sequences and pieces of sums (b, h, pieces), in order. A thread a head.
+__global__ void add_piece_sums(PieceSums sums, float* da_log, float* dd_skip, Cut cut) {
+  const std::int64_t h = global_index();
+  if (h >= cut.h) return;
+  const auto total = [&](const float* of) {
+    float sum = 0;
+    for (std::int64_t b = 0; b < cut.b; ++b)
+      for (int piece = 0; piece < cut.pieces; ++piece) sum += of[(b * cut.h + h) * cut.pieces + piece];
+    return sum;
+  };
+  da_log[h] += total(sums.da_log);
+  if (dd_skip) dd_skip[h] += total(sums.dd_skip);
+}
+
+}  // namespace
+}  // namespace ssd
+
+void ssd_scan_backward_bf16(const SsdScanBackward& a, const Stream& stream) {
+  constexpr auto op = "ssd_scan_backward";
+  const std::int64_t n = a.k.dim(3), p = a.v.dim(3);
+  const ssd::Cut cut(a.k.dim(0), a.k.dim(1), a.k.dim(2));
+  if (cut.heads() == 0) return;
+  if (cut.t == 0) {
+    if (a.dstate_in && a.dstate_out) cuda::copy({.x = a.dstate_out, .y = a.dstate_in}, stream);
+    if (a.dstate_in && !a.dstate_out) cuda::fill({.value = 0, .y = a.dstate_in}, stream);
+    return;
+  }
+  const std::int64_t pieces = cut.heads() * cut.pieces, chunks = cut.heads() * cut.chunks;
+  const std::int64_t tokens = chunks * ssd::kTokens, states = pieces * n * p;
+  const Workspace<float> memory(3 * states + 2 * tokens + 4 * pieces + chunks, stream, op);
+  float* at = memory.data();  // the rows that are read two at a time first
+  const auto take = [&](std::int64_t size) { return std::exchange(at, at + size); };
+  ssd::BackwardArguments arguments{ssd::InRows(a.q, op, "q"),
+                                   ssd::InRows(a.k, op, "k"),
+                                   ssd::InRows(a.v, op, "v"),
+                                   ssd::InRows(a.dy, op, "dy"),
+                                   ssd::OutRows(a.dq, op, "dq"),
+                                   ssd::OutRows(a.dk, op, "dk"),
+                                   ssd::OutRows(a.dv, op, "dv"),
+                                   strided<const float>(a.dt),
+                                   strided<const float>(a.state_in),
+                                   strided<const float>(a.dstate_out),
+                                   a.a_log.ptr<float>(),
+                                   strided<const float>(a.d_skip).data,
+                                   strided<float>(a.ddt),
+                                   strided<float>(a.dstate_in),
+                                   {take(states), nullptr, cut.pieces},
+                                   {take(states), nullptr, cut.pieces},
+                                   {take(tokens), take(tokens), nullptr, take(states)},
+                                   {},
+                                   cut};
+  arguments.before.log_decay = take(pieces), arguments.after.log_decay = take(pieces);
+  arguments.sums = {take(pieces), take(pieces)};
+  arguments.between.chunk_w = take(chunks);
+  if (cut.pieces > 1)
+    ssd::summarise_pieces(cut, a.k, a.v, a.q, a.dy, a.dt, a.a_log, false, arguments.before, arguments.after,
+                          stream, op);
+  ssd::enqueue_keys(arguments, n, p, stream);
+  ssd::enqueue_queries(arguments, n, p, stream);
+  launch(op, stream, thread_each(cut.h), ssd::add_piece_sums, arguments.sums, a.da_log.ptr<float>(),
+         strided<float>(a.dd_skip).data, cut);
+}
+
+}  // namespace transmamba::cuda

@@ -1,0 +1,67 @@
+// What the program needs of a GPU beside kernels: which there are, streams, copies, memory. In a build
+// without CUDA every function here throws Error and says so. Sizes are bytes. "The GPU" is the one that the
+// calling thread has selected.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "kernels/types.h"
+
+namespace transmamba::gpu {
+
+struct Info {
+  std::string name;          ///< "NVIDIA H200"
+  int major = 0, minor = 0;  ///< compute capability
+  std::int64_t free_bytes = 0, total_bytes = 0;
+};
+
+/// At least 1: throws Error where there is no driver or no GPU.
+int count();
+/// The GPU of everything that the calling thread does from now on.
+Info select(int device);
+
+/// An own order of work, beside that of all other streams.
+Stream create_stream();
+/// Waits for its work first.
+void destroy_stream(const Stream& stream) noexcept;
+void synchronize(const Stream& stream);
+
+/// Between GPU memory and pinned host memory, in either direction, in the order of the stream; returns at
+/// once. The host may touch its side after synchronize() or an Event.
+void copy(void* to, const void* from, std::int64_t bytes, const Stream& stream);
+
+/// A point in the order of a stream.
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(Event&& other) noexcept;
+  Event& operator=(Event&& other) noexcept;
+  void record(const Stream& stream);
+  bool passed() const;  ///< true before the first record()
+
+ private:
+  void* handle_ = nullptr;
+};
+
+/// Host memory that copies reach without a detour. Slow to get: keep it.
+std::byte* allocate_pinned(std::int64_t bytes);
+void free_pinned(std::byte* memory) noexcept;
+
+/// A range of addresses, behind which memory is put from its start on.
+class MemoryRange {
+ public:
+  virtual ~MemoryRange() = default;
+  virtual std::byte* address() const = 0;
+  virtual std::int64_t size() const = 0;         ///< of the range: as much as can ever be put behind it
+  virtual std::int64_t granularity() const = 0;  ///< what extend() takes multiples of
+  /// Puts more memory behind what has some; false, and nothing is changed, where there is none left.
+  virtual bool extend(std::int64_t bytes) = 0;
+};
+/// As large as the GPU's memory. Its destructor waits for all work of the GPU.
+std::unique_ptr<MemoryRange> reserve_memory();
+
+}  // namespace transmamba::gpu

@@ -1,0 +1,159 @@
+// Attention of bfloat16 on the GPU against float64 on the CPU.
+#include "aligned.h"
+#include "kernels/attention.h"
+
+namespace transmamba {
+namespace {
+
+using namespace transmamba::testing;  // NOLINT
+
+constexpr TestStream kGpu{Device::cuda};
+
+struct Sizes {
+  std::int64_t b, tq, tk, h, n, p, offset;
+};
+
+/// Arguments on the GPU, and the same numbers with their results in float64.
+struct Problem {
+  Sizes z;
+  Aligned q, k, v, dout, o, lse, dq, dk, dv;
+  Array exact_q, exact_k, exact_v, exact_dout, exact_o, exact_lse, exact_dq, exact_dk, exact_dv;
+
+  explicit Problem(const Sizes& s)
+      : z(s),
+        q({s.b, s.tq, s.h, s.n}, DType::bf16),
+        k({s.b, s.tk, s.h, s.n}, DType::bf16),
+        v({s.b, s.tk, s.h, s.p}, DType::bf16),
+        dout({s.b, s.tq, s.h, s.p}, DType::bf16),
+        o(dout->shape(), DType::bf16),
+        lse({s.b, s.h, s.tq}, DType::f32),
+        dq(q->shape(), DType::bf16),
+        dk(k->shape(), DType::bf16),
+        dv(v->shape(), DType::bf16) {
+    q.fill_normal(1), k.fill_normal(2), v.fill_normal(3), dout.fill_normal(4);
+    exact_q = q.exact(), exact_k = k.exact(), exact_v = v.exact(), exact_dout = dout.exact();
+    exact_o = o.exact(), exact_lse = Array(lse->shape(), DType::f64);
+    exact_dq = dq.exact(), exact_dk = dk.exact(), exact_dv = dv.exact();
+    attention({exact_q, exact_k, exact_v, exact_o, exact_lse, z.offset}, {});
+    attention_backward(
+        {exact_dout, exact_q, exact_k, exact_v, exact_o, exact_lse, exact_dq, exact_dk, exact_dv, z.offset},
+        {});
+  }
+  void forward() const { attention({q, k, v, o, lse, z.offset}, TestStream::Argument(kGpu)); }
+  void backward(bool accumulate = false) const {
+    attention_backward({dout, q, k, v, o, lse, dq, dk, dv, z.offset, accumulate}, TestStream::Argument(kGpu));
+  }
+  void check_all() const {
+    const auto name = [&] {
+      return fmt::format("b {} tq {} tk {} h {} n {} p {} offset {}", z.b, z.tq, z.tk, z.h, z.n, z.p,
+                         z.offset);
+    };
+    EXPECT_TRUE(o.holds(exact_o)) << name();
+    EXPECT_TRUE(lse.holds(exact_lse)) << name();
+    EXPECT_TRUE(dq.holds(exact_dq)) << name();
+    EXPECT_TRUE(dk.holds(exact_dk)) << name();
+    EXPECT_TRUE(dv.holds(exact_dv)) << name();
+  }
+};
+
+TEST(AttentionBf16, AgreesWithFloat64) {
+  if (!has_gpu()) return;
+  for (const Sizes& z :
+       {Sizes{2, 300, 300, 3, 96, 96, 0}, Sizes{1, 128, 128, 2, 64, 64, 0}, Sizes{1, 1, 1, 2, 96, 64, 0},
+        Sizes{2, 1, 77, 2, 64, 128, 76}, Sizes{1, 2, 2, 1, 128, 128, 0},
+        Sizes{1, 5, 3, 2, 96, 96, 0},       // the last queries see all keys
+        Sizes{2, 40, 50, 2, 128, 96, 60},   // all queries see all keys
+        Sizes{1, 70, 200, 2, 96, 128, 33},  // the last keys are seen by none
+        Sizes{1, 200, 131, 2, 64, 96, 31}}) {
+    const Problem s(z);
+    s.forward(), s.backward(), s.check_all();
+  }
+}
+
+TEST(AttentionBf16, AgreesWithFloat64AtRandomSizes) {
+  if (!has_gpu()) return;
+  std::mt19937 generator(7);
+  const auto from = [&](std::int64_t low, std::int64_t high) {
+    return std::uniform_int_distribution<std::int64_t>(low, high)(generator);
+  };
+  constexpr std::int64_t kWidths[] = {64, 96, 128};
+  for (int i = 0; i < 12; ++i) {
+    const std::int64_t tq = from(1, 700), offset = from(0, 1) * from(0, 400);
+    const std::int64_t tk = std::max<std::int64_t>(1, tq + offset + from(-1, 1) * from(0, 60));
+    const Problem s({from(1, 2), tq, tk, from(1, 3), kWidths[from(0, 2)], kWidths[from(0, 2)], offset});
+    s.forward(), s.backward(), s.check_all();
+  }
+}
+
+TEST(AttentionBf16, HasTheSameBitsAgain) {
+  if (!has_gpu()) return;
+  for (const Sizes& z : {Sizes{2, 513, 513, 2, 96, 96, 0}, Sizes{1, 640, 900, 2, 128, 64, 260}}) {
+    const Problem one(z), two(z);
+    for (const Problem* s : {&one, &two}) s->forward(), s->backward();
+    EXPECT_TRUE(one.o.same_bits(two.o) && one.lse.same_bits(two.lse) && one.dq.same_bits(two.dq) &&
+                one.dk.same_bits(two.dk) && one.dv.same_bits(two.dv));
+  }
+}
+
+TEST(AttentionBf16, QueriesInSegmentsAddUpToTheGradientsOfTheirKeys) {
+  if (!has_gpu()) return;
+  const Problem s({2, 150, 200, 2, 96, 96, 40});
+  s.forward();
+  bool first = true;
+  for (const auto& [begin, end] : {std::pair<std::int64_t, std::int64_t>{50, 150}, {0, 50}, {50, 50}}) {
+    const auto of = [&, begin = begin, end = end](const View& x, int dim) {
+      return x.slice(dim, begin, end);
+    };
+    attention_backward({of(s.dout, 1), of(s.q, 1), s.k, s.v, of(s.o, 1), of(s.lse, 2), of(s.dq, 1), s.dk,
+                        s.dv, s.z.offset + begin, !first},
+                       TestStream::Argument(kGpu));
+    first = false;
+  }
+  s.check_all();
+}
+
+TEST(AttentionBf16, SlicesOfOneProjectionNeedNoCopies) {
+  if (!has_gpu()) return;
+  const std::int64_t b = 2, t = 190, h = 2, n = 96;
+  const Problem s({b, t, t, h, n, n, 0});
+  const Aligned qkv({b, t, 3 * h, n}, DType::bf16), dqkv({b, t, 3 * h, n}, DType::bf16);
+  const auto of = [&](const View& x, std::int64_t i) { return x.slice(2, i * h, (i + 1) * h); };
+  for (const auto& [i, from] : {std::pair<int, View>{0, s.q}, {1, s.k}, {2, s.v}})
+    for_each_index(from.shape(), [&, i = i, from = from](auto& at) { set(of(qkv, i), at, get(from, at)); });
+  attention({of(qkv, 0), of(qkv, 1), of(qkv, 2), s.o, s.lse}, TestStream::Argument(kGpu));
+  attention_backward(
+      {s.dout, of(qkv, 0), of(qkv, 1), of(qkv, 2), s.o, s.lse, of(dqkv, 0), of(dqkv, 1), of(dqkv, 2)},
+      TestStream::Argument(kGpu));
+  s.dq.assign(of(dqkv, 0)), s.dk.assign(of(dqkv, 1)), s.dv.assign(of(dqkv, 2));
+  s.check_all();
+}
+
+TEST(AttentionBf16, NoQueriesIsNoWork) {
+  if (!has_gpu()) return;
+  for (std::int64_t tk : {0, 5}) {
+    const Problem s({2, 0, tk, 2, 64, 64, 0});
+    s.forward(), s.backward();
+    s.check_all();
+    for (const Aligned* sum : {&s.dk, &s.dv}) fill_with(*sum, 7);
+    s.backward(true);
+    for (const Aligned* sum : {&s.dk, &s.dv})
+      for_each_index((*sum)->shape(), [&](auto& at) { EXPECT_EQ(get(*sum, at), 7); });
+  }
+}
+
+TEST(AttentionBf16, WidthsAndAlignmentsThatDoNotWorkAreNamed) {
+  if (!has_gpu()) return;
+  const Problem wide({1, 4, 4, 1, 136, 64, 0}), odd({1, 4, 4, 1, 64, 36, 0}), good({1, 4, 4, 1, 64, 64, 0});
+  EXPECT_TRUE(fails_naming([&] { wide.forward(); }, {"[attention] head widths:", "n 136", "p 64", "128"}));
+  EXPECT_TRUE(fails_naming([&] { odd.backward(); }, {"[attention_backward] head widths:", "p 36"}));
+  const Variant strided{DType::bf16, Layout::strided, kGpu};
+  const Array q = Arrays(strided).normal({1, 4, 1, 64});
+  EXPECT_TRUE(fails_naming(
+      [&] {
+        attention({q, good.k, good.v, good.o, good.lse}, TestStream::Argument(kGpu));
+      },
+      {"[attention] q:", "16 bytes"}));
+}
+
+}  // namespace
+}  // namespace transmamba

@@ -1,0 +1,106 @@
+// Products of bfloat16 on the GPU against float64 on the CPU.
+#include "aligned.h"
+#include "kernels/gemm.h"
+
+namespace transmamba {
+namespace {
+
+using namespace transmamba::testing;  // NOLINT
+
+constexpr TestStream kGpu{Device::cuda};
+
+struct Case {
+  std::int64_t m, n, k;
+  bool ta = false, tb = false;
+  double beta = 0;
+  DType c = DType::bf16;
+  bool addend = false;
+};
+
+void check_product(const Case& s) {
+  const Aligned a(s.ta ? Shape{s.k, s.m} : Shape{s.m, s.k}, DType::bf16);
+  const Aligned b(s.tb ? Shape{s.n, s.k} : Shape{s.k, s.n}, DType::bf16);
+  const Aligned c({s.m, s.n}, s.c), d({s.m, s.n}, s.c);
+  a.fill_normal(1, 1 / std::sqrt(static_cast<double>(s.k + 1))), b.fill_normal(2);
+  if (s.beta != 0) d.fill_normal(3);
+  const Array exact_a = a.exact(), exact_b = b.exact(), exact_c = d.exact();
+  if (s.beta != 0 && !s.addend) c.assign(d);
+  Gemm call{
+      .a = exact_a, .transpose_a = s.ta, .b = exact_b, .transpose_b = s.tb, .c = exact_c, .beta = s.beta};
+  gemm(call, {});
+  call.a = a, call.b = b, call.c = c;
+  if (s.addend) call.addend = d;
+  gemm(call, TestStream::Argument(kGpu));
+  EXPECT_TRUE(c.holds(exact_c)) << "m " << s.m << " n " << s.n << " k " << s.k << " transpose " << s.ta
+                                << s.tb << " beta " << s.beta << " c " << to_string(s.c) << " addend "
+                                << s.addend;
+}
+
+TEST(GemmBf16, AgreesWithFloat64) {
+  if (!has_gpu()) return;
+  for (bool ta : {false, true})
+    for (bool tb : {false, true})
+      for (DType c : {DType::bf16, DType::f32})
+        for (double beta : {0.0, 1.0, -0.5})
+          for (bool addend : {false, true}) check_product({136, 72, 200, ta, tb, beta, c, addend});
+}
+
+TEST(GemmBf16, AnyShapeWorks) {
+  if (!has_gpu()) return;
+  for (const Case& s :
+       {Case{1, 64, 96, false, true}, Case{64, 1, 96, true, false, 1}, Case{64, 96, 1},
+        Case{1, 1, 1, true, true, 1, DType::f32}, Case{17, 9, 23, false, true, 0, DType::f32, true},
+        Case{33, 57, 301, true, false, 1, DType::bf16, true}, Case{7, 2000, 65, true, true}})
+    check_product(s);
+}
+
+TEST(GemmBf16, NoTermsAndNoElementsWork) {
+  if (!has_gpu()) return;
+  for (DType c : {DType::bf16, DType::f32})
+    for (bool addend : {false, true})
+      for (double beta : {0.0, 2.0})
+        for (const Case& s :
+             {Case{5, 7, 0, false, true, beta, c, addend}, Case{0, 7, 5, true, true, beta, c, addend},
+              Case{5, 0, 7, false, false, beta, c, addend}, Case{0, 0, 0, false, false, beta, c}})
+          check_product(s);
+}
+
+TEST(GemmBf16, RowsOfAnyAlignmentAreRightOrAnError) {
+  if (!has_gpu()) return;
+  const Variant odd{DType::bf16, Layout::strided, kGpu};
+  Arrays arrays(odd);
+  const Array a = arrays.normal({40, 24}, 0.2), b = arrays.normal({32, 24}), c = arrays.poisoned({40, 32});
+  const Array expected({40, 32}, DType::f64), exact_a({40, 24}, DType::f64), exact_b({32, 24}, DType::f64);
+  exact_a.assign(a), exact_b.assign(b);
+  gemm({.a = exact_a, .b = exact_b, .transpose_b = true, .c = expected}, {});
+  try {
+    gemm({.a = a, .b = b, .transpose_b = true, .c = c}, TestStream::Argument(kGpu));
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("[gemm] cuBLASLt has no algorithm for a (40, 24)"),
+              std::string::npos);
+    return;
+  }
+  EXPECT_TRUE(near(c, [&](auto& at) { return expected(at); }));
+}
+
+/// Large enough for several algorithms to be tried.
+TEST(GemmBf16, LargeProductsHaveTheSameBitsAgain) {
+  if (!has_gpu()) return;
+  const std::int64_t m = 1040, n = 1048, k = 512;
+  for (DType type : {DType::bf16, DType::f32}) {
+    const Aligned a({k, m}, DType::bf16), b({k, n}, DType::bf16), before({m, n}, type);
+    a.fill_normal(1, 0.05), b.fill_normal(2), before.fill_normal(3);
+    const Array exact_a = a.exact(), exact_b = b.exact(), expected = before.exact();
+    gemm({.a = exact_a, .transpose_a = true, .b = exact_b, .c = expected, .beta = 1}, {Device::cpu, 2});
+    const Aligned first({m, n}, type), second({m, n}, type);
+    for (const Aligned* c : {&first, &second}) {
+      c->assign(before);
+      gemm({.a = a, .transpose_a = true, .b = b, .c = *c, .beta = 1}, TestStream::Argument(kGpu));
+    }
+    EXPECT_TRUE(first.holds(expected));
+    EXPECT_TRUE(first.same_bits(second));
+  }
+}
+
+}  // namespace
+}  // namespace transmamba
