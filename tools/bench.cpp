@@ -16,7 +16,8 @@ namespace {
 
 constexpr auto kUsage =
     "usage: transmamba bench --quick [--output FILE] [--config CONFIG] [--seconds N] [--dtype TYPE]\n"
-    "                        [--threads N] [--section.key value ...]\n\n"
+    "                        [--threads N] [--section.key value ...]\n"
+    "       transmamba bench kernels [...], which `transmamba bench kernels --help` describes\n\n"
     "Measures every kernel of a model at a few sizes, in about 20 seconds, and fits what each costs; started "
     "by\n"
     "mpirun or srun, on all ranks at once, and what the ranks' messages cost too. Start as many ranks on a "
@@ -24,7 +25,7 @@ constexpr auto kUsage =
     "as a run will have there. Beside the fit it prints sizes that were not fitted, measured and predicted. "
     "The\n"
     "file is for --parallel.machine and `transmamba plan --machine`.\n\n"
-    "  --quick          the one kind of measurement there is\n"
+    "  --quick          this measurement\n"
     "  --output FILE    where to write the numbers (default machine.json)\n"
     "  --config CONFIG  the run whose shapes to measure\n"
     "  --seconds N      how long to measure, about (default 20)\n"
@@ -65,6 +66,7 @@ void print_checks(const std::vector<FitCheck>& checks) {
 
 int bench(Process& process, std::vector<std::string> arguments) {
   if (arguments.empty() || is_help(arguments[0])) return print_usage(process, kUsage, arguments);
+  if (arguments[0] == "kernels") return bench_kernels(process, {arguments.begin() + 1, arguments.end()});
   bool quick = false;
   std::string output = "machine.json", file;
   double seconds = 20;
@@ -90,7 +92,7 @@ int bench(Process& process, std::vector<std::string> arguments) {
     else
       overrides.push_back(word);
   }
-  check(quick, "bench", "expected --quick, the one kind of measurement there is");
+  check(quick, "bench", "expected --quick or kernels, the kinds of measurement there are");
   const Config config = parse_config(file, overrides);
   Session session(config.train, process.ranks_on_cores());
   const Context& context = session.context();

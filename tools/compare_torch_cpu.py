@@ -204,6 +204,12 @@ def ours(a, folder, steps, **keys):
             "resident": lines[-1]["resident_bytes"], "tensors": lines[-1]["memory_bytes"]}
 
 
+def write_tokens(folder, vocab, count):
+    tokens = array.array("i", (i * i // 7 % vocab for i in range(count)))
+    (folder / "tokens.bin").write_bytes(tokens)  # as Megatron has them
+    (folder / "tokens.idx").write_bytes(b"MMIDIDX\0\0" + struct.pack("<QBQQiqqq", 1, 4, 1, 2, len(tokens), 0, 0, 1))
+
+
 def compare(a, folder):
     text = ours(a, folder, 1)["text"]
     count, points = re.search(r"(\d+) parameters, TransPoints ([\d,]+) of", text).groups()
@@ -277,9 +283,7 @@ def main():
         sys.exit(f"no {a.program}: cmake --preset cpu && cmake --build build/cpu --target transmamba")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        tokens = array.array("i", (i * i // 7 % a.vocab for i in range(max(200_000, 2 * a.seq_len))))
-        (folder / "tokens.bin").write_bytes(tokens)  # as Megatron has them
-        (folder / "tokens.idx").write_bytes(b"MMIDIDX\0\0" + struct.pack("<QBQQiqqq", 1, 4, 1, 2, len(tokens), 0, 0, 1))
+        write_tokens(folder, a.vocab, max(200_000, 2 * a.seq_len))
         if a.memory:
             return memory(a, folder)
         a.python = a.python or install()
@@ -292,7 +296,7 @@ def main():
             compare(a, folder)
 
 
-if IS_WORKER:
+if IS_WORKER and __name__ == "__main__":
     print(json.dumps({"check": check, "measure": measure}[sys.argv[2]](json.loads(sys.argv[3]))))
 elif __name__ == "__main__":
     main()

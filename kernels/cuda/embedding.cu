@@ -65,45 +65,58 @@ __global__ void number_tokens(Tokens tokens, std::int64_t t, std::int64_t count,
 }
 
 /// A warp a place in sorted order and kWarp * N columns. That of a row's first token adds all of its tokens,
-/// in order, a few loads ahead: a frequent word's are thousands.
+/// in order, with many loads on their way: a frequent word's are thousands.
 template <int N, class T, class S>
 __global__ void scatter_add(Strided<const T> dy, const std::uint32_t* rows, const std::int32_t* numbers,
                             Strided<S> dweight, std::int64_t t, std::int64_t count, std::int64_t here,
                             std::int64_t d, std::int64_t slices) {
-  constexpr int kAhead = 16;
   const std::int64_t warp = global_index() / kWarp, first = warp / slices, lane = threadIdx.x % kWarp;
   if (first >= count) return;
-  const std::uint32_t row = rows[first];
-  if (row >= here || (first > 0 && rows[first - 1] == row)) return;
+  const std::uint32_t none = static_cast<std::uint32_t>(here);
   const std::int64_t k = (warp % slices * kWarp + lane) * N;
+  // A lane a token.
+  const auto row_at = [&](std::int64_t at) { return at < count ? rows[at] : none; };
+  std::uint32_t row_here = row_at(first + lane);
+  std::int32_t number = first + lane < count ? numbers[first + lane] : 0;
+  const std::uint32_t before = first > 0 ? rows[first - 1] : none;
+  const std::uint32_t row = __shfl_sync(0xffffffffu, row_here, 0);
+  if (row == none || row == before) return;
   S sum[N] = {};
   if (k < d) {
-    const auto before = load_pack<N>(dweight(row) + k);
+    const auto old = load_pack<N>(dweight(row) + k);
 #pragma unroll
-    for (int e = 0; e < N; ++e) sum[e] = before[e];
+    for (int e = 0; e < N; ++e) sum[e] = old[e];
   }
-  for (std::int64_t begin = first;; begin += kWarp) {
-    const bool mine = begin + lane < count && rows[begin + lane] == row;
-    const std::int32_t number = mine ? numbers[begin + lane] : 0;
-    const int length = __popc(__ballot_sync(0xffffffffu, mine));
-    for (int group = 0; group < length; group += kAhead) {
-      Pack<T, N> ahead[kAhead];
-      std::uint32_t invalid = 0;
+  for (std::int64_t begin = first;;) {
+    const int length = __popc(__ballot_sync(0xffffffffu, row_here == row));
+    const std::uint32_t invalid = __ballot_sync(0xffffffffu, number < 0);
+    const std::uint32_t at = static_cast<std::uint32_t>(number < 0 ? ~number : number);
+    const std::uint32_t i = at / static_cast<std::uint32_t>(t), j = at - i * static_cast<std::uint32_t>(t);
+    const std::int64_t offset = dy(i, j) - dy.data;
+    const auto add_from = [&](int start, auto ahead) {
+      constexpr int kAhead = decltype(ahead)::value;
+      Pack<T, N> packs[kAhead];
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
-        const std::int32_t other = __shfl_sync(0xffffffffu, number, group + n);
-        const std::int64_t at = other < 0 ? ~other : other;
-        invalid |= static_cast<std::uint32_t>(other < 0) << n;
-        if (group + n < length && k < d) ahead[n] = load_pack<N>(dy(at / t, at % t) + k);
+        const std::int64_t from = __shfl_sync(0xffffffffu, offset, start + n);
+        if (start + n < length && k < d) packs[n] = load_pack<N>(dy.data + from + k);
       }
 #pragma unroll
       for (int n = 0; n < kAhead; ++n)
-        if (group + n < length) {
+        if (start + n < length) {
 #pragma unroll
-          for (int e = 0; e < N; ++e) sum[e] += invalid >> n & 1 ? not_a_number<S>() : ahead[n][e];
+          for (int e = 0; e < N; ++e) sum[e] += invalid >> (start + n) & 1 ? not_a_number<S>() : packs[n][e];
         }
-    }
+    };
+    begin += kWarp;
+    const std::uint32_t next_row = length == kWarp ? row_at(begin + lane) : none;
+    const std::int32_t next = length == kWarp && begin + lane < count ? numbers[begin + lane] : 0;
+    if (length == kWarp)
+      add_from(0, std::integral_constant<int, kWarp>{});
+    else
+      for (int start = 0; start < length; start += 8) add_from(start, std::integral_constant<int, 8>{});
     if (length < kWarp) break;
+    row_here = next_row, number = next;
   }
   if (k < d) store_pack(dweight(row) + k, sum);
 }

@@ -2,11 +2,12 @@
 //
 // Which of cuBLASLt's algorithms is used must not change results, or two runs could differ. Its heuristic's
 // first suggestion, which depends on nothing but the problem, the library and the GPU, says what the bits
-// are. For large products the first call tries some more on the actual operands, and takes the fastest of
-// those that give the same bits in all of C: in which order terms are summed is what tells algorithms apart,
-// and most share one. So a noisy clock, too little memory to try, or a first call that is being captured
-// change only the speed. Sums in several parts (split K) are allowed only where the parts are float32 and
-// added in a fixed order.
+// are. For large products the first call tries the others on the actual operands, and takes the fastest of
+// those that give the same bits in all of C: on an H200 that is every one that sums each element in one
+// sequence. So a noisy clock, too little memory to try, or a first call that is being captured change only
+// the speed. Sums in several parts (split K) are allowed only where the parts are float32 and added in a
+// fixed order. What this relies on: the heuristic and each algorithm repeat themselves, and algorithms that
+// agree in all of a million sums always do.
 #include "kernels/cuda/gemm_bf16.cuh"
 
 #include <cublasLt.h>

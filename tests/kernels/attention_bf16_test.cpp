@@ -65,7 +65,8 @@ TEST(AttentionBf16, AgreesWithFloat64) {
         Sizes{1, 5, 3, 2, 96, 96, 0},       // the last queries see all keys
         Sizes{2, 40, 50, 2, 128, 96, 60},   // all queries see all keys
         Sizes{1, 70, 200, 2, 96, 128, 33},  // the last keys are seen by none
-        Sizes{1, 200, 131, 2, 64, 96, 31}}) {
+        Sizes{1, 200, 131, 2, 64, 96, 31},
+        Sizes{2, 3, 1030, 64, 64, 64, 1027}}) {  // more heads than are taken at a time
     const Problem s(z);
     s.forward(), s.backward(), s.check_all();
   }
