@@ -122,8 +122,13 @@ class PinnedPool : public Allocator::Pool {
     return memory;
   }
   void give_back(std::byte* block, std::int64_t bytes) override {
-    Block& returned = free_[bytes].emplace_back(Block{block, gpu::Event()});
-    returned.event.record(stream_);
+    try {
+      gpu::Event event;
+      event.record(stream_);
+      free_[bytes].push_back({block, std::move(event)});
+    } catch (
+        const Error&) {  // the GPU has failed, which its next call says; who may still write here is unknown
+    }
   }
 
   Stream stream_;
