@@ -64,7 +64,7 @@ __global__ void number_tokens(Tokens tokens, std::int64_t t, std::int64_t count,
   numbers[at] = row.valid ? number : ~number;
 }
 
-constexpr int kSlices = 2;  // that a lane has columns of
+constexpr int kSlices = 1;  // that a lane has columns of
 
 /// A warp a place in sorted order and kSlices * kWarp * N columns. That of a row's first token adds all of
 /// its tokens, in order, with several loads on their way: a frequent word's are thousands.
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     scatter_add(Strided<const T> dy, const std::uint32_t* rows, const std::int32_t* numbers,
                 Strided<S> dweight, std::int64_t t, std::int64_t count, std::int64_t here, std::int64_t d,
                 std::int64_t warps) {
-  constexpr int kAhead = 8;
+  constexpr int kAhead = 16;
   const std::int64_t warp = global_index() / kWarp, first = warp / warps, lane = threadIdx.x % kWarp;
   if (first >= count) return;
   const std::uint32_t none = static_cast<std::uint32_t>(here);

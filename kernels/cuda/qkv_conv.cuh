@@ -1,4 +1,4 @@
-// Shared by qkv_conv.cu (any type, width and layout) and qkv_conv_walk.cu (fast).
+// Shared by qkv_conv.cu (any type, width and layout) and qkv_conv{,_backward}_walk.cu (fast).
 #pragma once
 
 #include "kernels/qkv_conv.h"
