@@ -162,6 +162,8 @@ std::vector<ConfigKey> make_keys() {
       boolean(
           MEMBER(train.cuda_graphs),
           "on one GPU: a micro-batch's kernels are captured once and then started all at once; same bits"),
+      boolean(MEMBER(train.deterministic),
+              "off: kernels may add in any order where that is faster (attention's backward pass on a GPU)"),
       choice(MEMBER(train.recompute), {"none", "selective", "full"},
              "what backward computes again instead of keeping it; selective: norms' outputs, convolved q, k, "
              "v, SwiGLU's output; full: all but each layer's input"),

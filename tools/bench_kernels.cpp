@@ -179,7 +179,7 @@ int bench_kernels(Process& process, const std::vector<std::string>& arguments) {
   fmt::print("{}, {}: a copy moves {:.4g} GB/s, a matrix product does {:.4g} TFLOP/s\n\n", device,
              to_string(context.dtype), 1e-9 * ceilings.bytes, 1e-12 * ceilings.flops);
   fmt::print("{:<24}{:<38}{:>10}{:>10}{:>9}{:>10}{:>8}\n", "kernel", "shape", "ms", "TFLOP/s", "GB/s",
-             "floor ms", "% of it");
+             "floor ms", "% floor");
   nlohmann::ordered_json json = {{"device", device},
                                  {"dtype", to_string(context.dtype)},
                                  {"copy_bytes_per_second", ceilings.bytes},

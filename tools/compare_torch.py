@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Our training step on one GPU beside the same model in PyTorch, alternately in one run.
 
-    tools/compare_torch.py                  seconds a step of both and their ratio, per model size and schedule
-    tools/compare_torch.py --kernels        instead: attention, SSD scan and Memory Converter alone
+    tools/compare_torch.py                  attention, SSD scan and Memory Converter alone, forward and backward; then
+                                            seconds a step of both and their ratio, per model size and schedule
+    tools/compare_torch.py --kernels        only the kernels
     tools/compare_torch.py --check          only: does the PyTorch model compute what the golden files say?
     tools/compare_torch.py --peer-only ...  any of these without our program
 
@@ -166,7 +167,7 @@ def main():
                    help="numbers of layers (24,64: 419M and 1.03B parameters)")
     p.add_argument("--schedules", type=lambda s: s.split(":"), default=["V9", "transformer", "mamba", "hybrid"],
                    help="names, or lists of TransPoints, with colons between (V9:transformer:mamba:hybrid)")
-    p.add_argument("--kernels", action="store_true", help="compare single kernels instead of steps")
+    p.add_argument("--kernels", action="store_true", help="compare only single kernels")
     p.add_argument("--check", action="store_true", help="only compare the PyTorch model with golden files")
     p.add_argument("--peer-only", action="store_true", help="time PyTorch alone")
     p.add_argument("--python", type=Path, help="a Python with PyTorch for CUDA, Triton, einops and h5py")
@@ -181,7 +182,7 @@ def main():
         sys.exit(f"no {a.program}: cmake --preset cuda && cmake --build build/cuda --target transmamba")
     install(a)
     parts = min(12, os.cpu_count())
-    checks = {name: Worker(a) for name in FILES}
+    peer, checks = Worker(a), {name: Worker(a) for name in FILES}
     helpers = [Worker(a) for _ in range(0 if a.check else parts)]
     for name, helper in checks.items():
         helper.send("check", file=name)
@@ -198,12 +199,11 @@ def main():
     for helper in [*checks.values(), *helpers]:
         helper.close()
     if a.check:
-        return
-    peer = Worker(a)
+        return peer.close()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         common.write_tokens(folder, a.vocab, max(200_000, 4 * a.batch * a.seq_len))
-        rows = (compare_kernels if a.kernels else compare_steps)(a, peer, folder)
+        rows = compare_kernels(a, peer, folder) + ([] if a.kernels else compare_steps(a, peer, folder))
     peer.close()
     if a.json:
         a.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -49,7 +49,7 @@ void add_product(const ModelShapes& m, KernelCases& cases, const std::string& na
   const auto shape = [](std::int64_t m, std::int64_t n, std::int64_t k) {
     return fmt::format("{} x {} x {}", m, n, k);
   };
-  cases.cases.add("gemm_" + name, shape(tokens, out, in), flops, [=](Buffers& b) {
+  cases.add("gemm_" + name, shape(tokens, out, in), flops, [=](Buffers& b) {
     const Tensor x = b.reads(b.make({tokens, in})), w = b.reads(b.make({out, in}));
     const Tensor residual = with_residual ? b.reads(b.make({tokens, out})) : Tensor();
     const Tensor y = b.writes(b.make({tokens, out}));
@@ -58,12 +58,12 @@ void add_product(const ModelShapes& m, KernelCases& cases, const std::string& na
            s);
     });
   });
-  cases.cases.add("gemm_" + name + "_dx", shape(tokens, in, out), flops, [=](Buffers& b) {
+  cases.add("gemm_" + name + "_dx", shape(tokens, in, out), flops, [=](Buffers& b) {
     const Tensor dy = b.reads(b.make({tokens, out})), w = b.reads(b.make({out, in}));
     const Tensor dx = b.writes(b.make({tokens, in}));
     return KernelCall([=, s = b.context().stream] { gemm({.a = dy, .b = w, .c = dx}, s); });
   });
-  cases.cases.add("gemm_" + name + "_dw", shape(out, in, tokens), flops, [=](Buffers& b) {
+  cases.add("gemm_" + name + "_dw", shape(out, in, tokens), flops, [=](Buffers& b) {
     const Tensor dy = b.reads(b.make({tokens, out})), x = b.reads(b.make({tokens, in}));
     const Tensor dw = b.updates(b.statistics({out, in}));
     return KernelCall(

@@ -96,7 +96,7 @@ void run_backward(const AttentionBackward& a, Mask mask, const Stream& stream) {
     again.lse = View(lse);
     return run_backward(again, mask, stream);
   }
-  const Piece piece = piece_of(b, h, tq, tk);
+  const Piece piece = stream.deterministic ? piece_of(b, h, tq, tk) : Piece{b, h};
   for (std::int64_t i = 0; i < b; i += piece.sequences)
     for (std::int64_t j = 0; j < h; j += piece.heads) {
       const auto of = [&](const auto& x) { return part(x, i, j, piece); };
@@ -106,7 +106,7 @@ void run_backward(const AttentionBackward& a, Mask mask, const Stream& stream) {
       const Dense more_dk(a.accumulate ? dk : dk.slice(0, 0, 0), stream, op),
           more_dv(a.accumulate ? dv : dv.slice(0, 0, 0), stream, op);
       if (a.accumulate) call.dk = more_dk, call.dv = more_dv;
-      const FusedPlan& plan = fused_plan(call, mask);
+      const FusedPlan& plan = fused_plan(call, mask, stream.deterministic);
       const Workspace<std::byte> workspace(workspace_bytes(plan), stream, op);
       run(plan, call, workspace.data(), stream);
       if (a.accumulate) cuda::add({call.dk, dk}, stream), cuda::add({call.dv, dv}, stream);

@@ -179,14 +179,14 @@ std::unique_ptr<FusedPlan> make_plan(const Attention& a, Mask mask, int device) 
   return plan;
 }
 
-std::unique_ptr<FusedPlan> make_plan(const AttentionBackward& a, Mask mask, int device) {
+std::unique_ptr<FusedPlan> make_plan(const AttentionBackward& a, Mask mask, bool deterministic, int device) {
   auto plan = begin("attention_backward");
   graph::Graph& g = plan->graph;
   const auto [dq, dk, dv] = g.sdpa_backward(
       g.tensor(describe(kQ, a.q)), g.tensor(describe(kK, a.k)), g.tensor(describe(kV, a.v)),
       g.tensor(describe(kO, a.o)), g.tensor(describe(kDout, a.dout)), g.tensor(describe_lse(a.lse)),
       options_of<graph::SDPA_backward_attributes>(plan->op, mask, a.q, a.k)
-          .set_deterministic_algorithm(true));
+          .set_deterministic_algorithm(deterministic));
   set_output(dq, describe(kDq, a.dq));
   set_output(dk, describe(kDk, a.dk));
   set_output(dv, describe(kDv, a.dv));
@@ -210,11 +210,12 @@ const FusedPlan& fused_plan(const Attention& a, Mask mask) {
   return plans.get(Key(device, mask).add({a.q, a.k, a.v, a.o}), [&] { return make_plan(a, mask, device); });
 }
 
-const FusedPlan& fused_plan(const AttentionBackward& a, Mask mask) {
-  thread_local Plans plans;
+const FusedPlan& fused_plan(const AttentionBackward& a, Mask mask, bool deterministic) {
+  thread_local Plans of_kind[2];
+  Plans& plans = of_kind[deterministic];
   const int device = current_device("attention_backward");
   return plans.get(Key(device, mask).add({a.q, a.k, a.v, a.o, a.dout, a.dq, a.dk, a.dv}),
-                   [&] { return make_plan(a, mask, device); });
+                   [&] { return make_plan(a, mask, deterministic, device); });
 }
 
 std::int64_t workspace_bytes(const FusedPlan& plan) { return plan.workspace; }

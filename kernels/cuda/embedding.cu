@@ -64,61 +64,68 @@ __global__ void number_tokens(Tokens tokens, std::int64_t t, std::int64_t count,
   numbers[at] = row.valid ? number : ~number;
 }
 
-/// A warp a place in sorted order and kWarp * N columns. That of a row's first token adds all of its tokens,
-/// in order, with many loads on their way: a frequent word's are thousands.
+constexpr int kSlices = 2;  // that a lane has columns of
+
+/// A warp a place in sorted order and kSlices * kWarp * N columns. That of a row's first token adds all of
+/// its tokens, in order, with several loads on their way: a frequent word's are thousands.
 template <int N, class T, class S>
-__global__ void scatter_add(Strided<const T> dy, const std::uint32_t* rows, const std::int32_t* numbers,
-                            Strided<S> dweight, std::int64_t t, std::int64_t count, std::int64_t here,
-                            std::int64_t d, std::int64_t slices) {
-  const std::int64_t warp = global_index() / kWarp, first = warp / slices, lane = threadIdx.x % kWarp;
+__global__ void __launch_bounds__(kThreads, 4)
+    scatter_add(Strided<const T> dy, const std::uint32_t* rows, const std::int32_t* numbers,
+                Strided<S> dweight, std::int64_t t, std::int64_t count, std::int64_t here, std::int64_t d,
+                std::int64_t warps) {
+  constexpr int kAhead = 8;
+  const std::int64_t warp = global_index() / kWarp, first = warp / warps, lane = threadIdx.x % kWarp;
   if (first >= count) return;
   const std::uint32_t none = static_cast<std::uint32_t>(here);
-  const std::int64_t k = (warp % slices * kWarp + lane) * N;
+  const std::int64_t k = (warp % warps * kSlices * kWarp + lane) * N;
+  const auto has = [&](int slice) { return k + slice * kWarp * N < d; };
   // A lane a token.
   const auto row_at = [&](std::int64_t at) { return at < count ? rows[at] : none; };
+  const auto number_at = [&](std::int64_t at) { return at < count ? numbers[at] : 0; };
   std::uint32_t row_here = row_at(first + lane);
-  std::int32_t number = first + lane < count ? numbers[first + lane] : 0;
+  std::int32_t number = number_at(first + lane);
   const std::uint32_t before = first > 0 ? rows[first - 1] : none;
   const std::uint32_t row = __shfl_sync(0xffffffffu, row_here, 0);
   if (row == none || row == before) return;
-  S sum[N] = {};
-  if (k < d) {
-    const auto old = load_pack<N>(dweight(row) + k);
+  S sum[kSlices][N] = {};
 #pragma unroll
-    for (int e = 0; e < N; ++e) sum[e] = old[e];
+  for (int slice = 0; slice < kSlices; ++slice) {
+    if (!has(slice)) continue;
+    const auto old = load_pack<N>(dweight(row) + k + slice * kWarp * N);
+#pragma unroll
+    for (int e = 0; e < N; ++e) sum[slice][e] = old[e];
   }
-  for (std::int64_t begin = first;;) {
+  for (std::int64_t begin = first;; begin += kWarp) {
+    if (begin > first) row_here = row_at(begin + lane), number = number_at(begin + lane);
     const int length = __popc(__ballot_sync(0xffffffffu, row_here == row));
     const std::uint32_t invalid = __ballot_sync(0xffffffffu, number < 0);
     const std::uint32_t at = static_cast<std::uint32_t>(number < 0 ? ~number : number);
     const std::uint32_t i = at / static_cast<std::uint32_t>(t), j = at - i * static_cast<std::uint32_t>(t);
     const std::int64_t offset = dy(i, j) - dy.data;
-    const auto add_from = [&](int start, auto ahead) {
-      constexpr int kAhead = decltype(ahead)::value;
-      Pack<T, N> packs[kAhead];
+    for (int start = 0; start < length; start += kAhead) {
+      Pack<T, N> packs[kAhead][kSlices];
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
-        const std::int64_t from = __shfl_sync(0xffffffffu, offset, start + n);
-        if (start + n < length && k < d) packs[n] = load_pack<N>(dy.data + from + k);
+        const T* const from = dy.data + __shfl_sync(0xffffffffu, offset, start + n) + k;
+#pragma unroll
+        for (int slice = 0; slice < kSlices; ++slice)
+          if (start + n < length && has(slice)) packs[n][slice] = load_pack<N>(from + slice * kWarp * N);
       }
 #pragma unroll
-      for (int n = 0; n < kAhead; ++n)
-        if (start + n < length) {
+      for (int n = 0; n < kAhead; ++n) {
+        if (start + n >= length) break;
+        const bool valid = !(invalid >> (start + n) & 1);
 #pragma unroll
-          for (int e = 0; e < N; ++e) sum[e] += invalid >> (start + n) & 1 ? not_a_number<S>() : packs[n][e];
-        }
-    };
-    begin += kWarp;
-    const std::uint32_t next_row = length == kWarp ? row_at(begin + lane) : none;
-    const std::int32_t next = length == kWarp && begin + lane < count ? numbers[begin + lane] : 0;
-    if (length == kWarp)
-      add_from(0, std::integral_constant<int, kWarp>{});
-    else
-      for (int start = 0; start < length; start += 8) add_from(start, std::integral_constant<int, 8>{});
+        for (int slice = 0; slice < kSlices; ++slice)
+#pragma unroll
+          for (int e = 0; e < N; ++e) sum[slice][e] += valid ? packs[n][slice][e] : not_a_number<S>();
+      }
+    }
     if (length < kWarp) break;
-    row_here = next_row, number = next;
   }
-  if (k < d) store_pack(dweight(row) + k, sum);
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice)
+    if (has(slice)) store_pack(dweight(row) + k + slice * kWarp * N, sum[slice]);
 }
 
 }  // namespace
@@ -167,11 +174,12 @@ void embedding_backward(const EmbeddingBackward& a, const Stream& stream) {
     using S = Compute<T>;
     constexpr int kMost = 16 / sizeof(S);
     const auto run = [&](auto n) {
-      const std::int64_t slices = (d + kWarp * n - 1) / (kWarp * n);
-      launch(op, stream, thread_each(count * slices * kWarp), scatter_add<n, T, S>, strided<const T>(a.dy),
+      constexpr std::int64_t kColumns = kSlices * kWarp * n;
+      const std::int64_t warps = (d + kColumns - 1) / kColumns;
+      launch(op, stream, thread_each(count * warps * kWarp), scatter_add<n, T, S>, strided<const T>(a.dy),
              static_cast<const std::uint32_t*>(rows + count),
              static_cast<const std::int32_t*>(numbers + count), strided<S>(a.dweight), t, count, shard.rows,
-             d, slices);
+             d, warps);
     };
     if (in_packs(a.dy, kMost) && in_packs(a.dweight, kMost))
       run(std::integral_constant<int, kMost>{});

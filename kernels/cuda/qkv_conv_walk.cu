@@ -59,11 +59,16 @@ struct Problem {
 /// What this thread reads of two groups of tokens, one of them on its way. Nobody else sees it.
 template <int kStreams, int kTile>
 struct Ring {
-  static constexpr std::size_t kBytes = 2 * kGroup * kStreams * kTile * sizeof(Packed);
+  static constexpr std::size_t kRing = 2 * kGroup * kStreams * kTile * sizeof(Packed);
+  static constexpr std::size_t kBytes = kRing + 2 * kTile * sizeof(Pack<float, kPack>);
   Packed* first;
   __device__ explicit Ring(char* shared) : first(reinterpret_cast<Packed*>(shared) + threadIdx.x) {}
   __device__ Packed* at(int group, int m, int stream) const {
     return first + ((group * kGroup + m) * kStreams + stream) * kTile;
+  }
+  /// Room for the biases of this thread's first and second channels.
+  __device__ static Pack<float, kPack>* biases(char* shared, int which) {
+    return reinterpret_cast<Pack<float, kPack>*>(shared + kRing) + which * kTile + threadIdx.x;
   }
   __device__ void fetch(int group, int m, int stream, const bfloat16* from) const {
     __pipeline_memcpy_async(at(group, m, stream), from, sizeof(Packed));
@@ -100,7 +105,7 @@ struct Place {
   __device__ int pair(const Problem& p) const { return a % p.n; }
 };
 
-/// Sines and cosines of tokens [begin, begin + kChunk), in shared memory: (token, 2, n / 2).
+/// Sines and cosines of up to kChunk tokens, in shared memory: (token, 2, n / 2).
 struct Angles {
   double* frequencies;
   float* table;
@@ -112,12 +117,13 @@ struct Angles {
     for (int k = static_cast<int>(threadIdx.x); k < half; k += static_cast<int>(blockDim.x))
       frequencies[k] = pow(p.theta, -static_cast<double>(k) / half) * 0.15915494309189535;  // 1 / (2 pi)
   }
-  /// The whole block calls this; what it wrote before is no longer there. Whole turns are taken out in
-  /// float64: positions are large.
-  __device__ void fill(const Problem& p, std::int64_t begin) const {
+  /// Of tokens before `end` that are rotated. The whole block calls this; what it wrote before is gone. Whole
+  /// turns are taken out in float64: positions are large.
+  __device__ void fill(const Problem& p, std::int64_t begin, std::int64_t end) const {
     __syncthreads();
-    const int half = p.n / 2;
-    for (int e = static_cast<int>(threadIdx.x); e < kChunk * half; e += static_cast<int>(blockDim.x)) {
+    const int half = p.n / 2,
+              tokens = static_cast<int>(min(std::int64_t{kChunk}, min(end, p.rotated) - begin));
+    for (int e = static_cast<int>(threadIdx.x); e < tokens * half; e += static_cast<int>(blockDim.x)) {
       const int token = e / half, k = e % half;
       const double turns = static_cast<double>(p.position + begin + token) * frequencies[k];
       float sine, cosine;
@@ -138,13 +144,15 @@ __device__ Packed input(const Problem& p, std::int64_t i, std::int64_t time, int
 
 /// Four channels' weights, and the last inputs.
 struct Channels {
-  float weight[kPack][kWidth], bias[kPack], x[kBefore + kGroup][kPack];
+  float weight[kPack][kWidth], x[kBefore + kGroup][kPack];
+  Pack<float, kPack>* bias;  // in shared memory: registers are short
 
-  __device__ Channels(const Problem& p, std::int64_t i, std::int64_t begin, int at) {
+  __device__ Channels(const Problem& p, std::int64_t i, std::int64_t begin, int at, Pack<float, kPack>* room)
+      : bias(room) {
 #pragma unroll
     for (int e = 0; e < kPack; ++e) {
       const auto row = load_pack<kWidth>(p.weight + (at + e) * p.weight_pitch);
-      bias[e] = p.bias[at + e];
+      bias->values[e] = p.bias[at + e];
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) weight[e][j] = row[j];
     }
@@ -155,12 +163,15 @@ struct Channels {
 #pragma unroll
     for (int e = 0; e < kPack; ++e) x[slot][e] = pack[e];
   }
-  /// The pre-activation of token m of the group.
-  __device__ float pre(int m, int e) const {
-    float sum = bias[e];
+  /// The pre-activations of token m of the group.
+  __device__ void pre(int m, float (&out)[kPack]) const {
+    const Pack<float, kPack> start = *bias;
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) sum += weight[e][j] * x[m + j][e];
-    return sum;
+    for (int e = 0; e < kPack; ++e) {
+      out[e] = start[e];
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) out[e] += weight[e][j] * x[m + j][e];
+    }
   }
   __device__ void next_group() {
 #pragma unroll
@@ -169,6 +180,19 @@ struct Channels {
       for (int e = 0; e < kPack; ++e) x[j][e] = x[kGroup + j][e];
   }
 };
+
+/// f(m) for the tokens of a group, of which `left` are left.
+template <class F>
+__device__ void for_each_token(std::int64_t left, F&& f) {
+  if (left >= kGroup) {
+#pragma unroll
+    for (int m = 0; m < kGroup; ++m) f(m);
+  } else {
+#pragma unroll
+    for (int m = 0; m < kGroup - 1; ++m)
+      if (m < left) f(m);
+  }
+}
 
 using ForwardRing = Ring<2, kForwardTile>;
 
@@ -179,20 +203,20 @@ __global__ void __launch_bounds__(kForwardTile, 4)
   const ForwardRing ring(shared);
   const Place at(p);
   const Angles angles(p, shared + ForwardRing::kBytes);
-  const bfloat16* x = p.x(at.i, at.begin);
+  const bfloat16* x = p.x(at.i, at.begin) + at.a;
+  const int further = at.b - at.a;
   const auto fetch = [&](std::int64_t time, int group) {
-#pragma unroll
-    for (int m = 0; m < kGroup; ++m)
-      if (at.any && time + m < at.end) {
-        ring.fetch(group, m, 0, x + m * p.x.stride[1] + at.a);
-        ring.fetch(group, m, 1, x + m * p.x.stride[1] + at.b);
-      }
-    x += kGroup * p.x.stride[1];
+    const auto each = [&](int m) {
+      ring.fetch(group, m, 0, x), ring.fetch(group, m, 1, x + further);
+      x += p.x.stride[1];
+    };
+    for_each_token(at.any ? at.end - time : 0, each);
     __pipeline_commit();
   };
   fetch(at.begin, 0);
   const int channel_a = at.any ? at.a : 0, channel_b = at.any ? at.b : 0;
-  Channels a(p, at.i, at.begin, channel_a), b(p, at.i, at.begin, channel_b);
+  Channels a(p, at.i, at.begin, channel_a, ForwardRing::biases(shared, 0));
+  Channels b(p, at.i, at.begin, channel_b, ForwardRing::biases(shared, 1));
   const int pair = at.pair(p), half = p.n / 2, head = at.a / p.n - p.qk / 2 / p.n;
   const bool keeps_k = at.is_k && k_rotated.data;
   bfloat16* row = y(at.i, at.begin);
@@ -203,11 +227,10 @@ __global__ void __launch_bounds__(kForwardTile, 4)
       if (!whole && time + m >= at.end) break;
       a.take(kBefore + m, *ring.at(group, m, 0)), b.take(kBefore + m, *ring.at(group, m, 1));
       float u[kPack], v[kPack];
+      a.pre(m, u), b.pre(m, v);
 #pragma unroll
-      for (int e = 0; e < kPack; ++e) {
-        const float left = a.pre(m, e), right = b.pre(m, e);
-        u[e] = left * sigmoid_for<bfloat16>(left), v[e] = right * sigmoid_for<bfloat16>(right);
-      }
+      for (int e = 0; e < kPack; ++e)
+        u[e] *= sigmoid_for<bfloat16>(u[e]), v[e] *= sigmoid_for<bfloat16>(v[e]);
       bfloat16* const to = row + m * y.stride[1];
       bfloat16 *to_a = to + at.a, *to_b = to + at.b;
       if (at.turns && time + m < p.rotated) {
@@ -230,7 +253,7 @@ __global__ void __launch_bounds__(kForwardTile, 4)
   };
   int group = 0;
   for (std::int64_t chunk = at.begin; chunk < at.end; chunk += kChunk) {
-    if (at.block_turns && chunk < p.rotated) angles.fill(p, chunk);
+    if (at.block_turns && chunk < p.rotated) angles.fill(p, chunk, at.end);
     if (!at.any) continue;
     const float* table = angles.table + pair;
     for (std::int64_t time = chunk; time < min(at.end, chunk + kChunk); time += kGroup, group ^= 1) {
@@ -302,27 +325,30 @@ __global__ void __launch_bounds__(kBackwardTile, 2)
   const Angles angles(p, shared + BackwardRing::kBytes);
   const int pair = at.pair(p), half = p.n / 2, head = at.a / p.n - p.qk / 2 / p.n;
   const bool takes_dk = at.turns && at.is_k && g.dk_rotated.data;
-  const bfloat16 *x = p.x(at.i, at.begin), *dy = g.dy(at.i, at.begin);
+  const bfloat16* x = p.x(at.i, at.begin) + at.a;
+  const int further = at.b - at.a;
+  const bfloat16* dy = g.dy(at.i, at.begin) + at.a;
+  const bfloat16* dk = takes_dk ? g.dk_rotated(at.i, at.begin, head) + pair : nullptr;
+  const std::int64_t read_end = min(p.t, at.end + kBefore);
   const auto fetch = [&](std::int64_t time, int group) {
-#pragma unroll
-    for (int m = 0; m < kGroup; ++m)
-      if (at.any && time + m < min(p.t, at.end + kBefore)) {
-        ring.fetch(group, m, 0, x + m * p.x.stride[1] + at.a);
-        ring.fetch(group, m, 1, x + m * p.x.stride[1] + at.b);
-        ring.fetch(group, m, 2, dy + m * g.dy.stride[1] + at.a);
-        ring.fetch(group, m, 3, dy + m * g.dy.stride[1] + at.b);
-        if (takes_dk && time + m < p.rotated) {
-          const bfloat16* const dk = g.dk_rotated(at.i, time + m, head) + pair;
-          ring.fetch(group, m, 4, dk);
-          ring.fetch(group, m, 5, dk + half);
-        }
-      }
-    x += kGroup * p.x.stride[1], dy += kGroup * g.dy.stride[1];
+    const auto each = [&](int m) {
+      ring.fetch(group, m, 0, x), ring.fetch(group, m, 1, x + further);
+      ring.fetch(group, m, 2, dy), ring.fetch(group, m, 3, dy + further);
+      x += p.x.stride[1];
+      dy += g.dy.stride[1];
+    };
+    for_each_token(at.any ? read_end - time : 0, each);
+    const auto each_dk = [&](int m) {
+      ring.fetch(group, m, 4, dk), ring.fetch(group, m, 5, dk + half);
+      dk += g.dk_rotated.stride[1];
+    };
+    if (takes_dk) for_each_token(min(read_end, p.rotated) - time, each_dk);
     __pipeline_commit();
   };
   fetch(at.begin, 0);
   const int channel_a = at.any ? at.a : 0, channel_b = at.any ? at.b : 0;
-  Channels a(p, at.i, at.begin, channel_a), b(p, at.i, at.begin, channel_b);
+  Channels a(p, at.i, at.begin, channel_a, BackwardRing::biases(shared, 0));
+  Channels b(p, at.i, at.begin, channel_b, BackwardRing::biases(shared, 1));
   ChannelGradients da, db;
   bfloat16* dx = g.dx(at.i, at.begin) - kBefore * g.dx.stride[1];
   const auto compute = [&](std::int64_t time, int group, const float* table, auto all) {
@@ -333,26 +359,34 @@ __global__ void __launch_bounds__(kBackwardTile, 2)
       float u[kPack] = {}, v[kPack] = {};
       if (token) {
         a.take(kBefore + m, *ring.at(group, m, 0)), b.take(kBefore + m, *ring.at(group, m, 1));
-        const Packed dy_a = *ring.at(group, m, 2), dy_b = *ring.at(group, m, 3);
+        const Packed left = *ring.at(group, m, 2), right = *ring.at(group, m, 3);
 #pragma unroll
-        for (int e = 0; e < kPack; ++e) u[e] = dy_a[e], v[e] = dy_b[e];
+        for (int e = 0; e < kPack; ++e) u[e] = left[e], v[e] = right[e];
       }
       if (at.turns && time + m < p.rotated) {
         const auto cosine = load_pack<kPack>(table + m * p.n),
                    sine = load_pack<kPack>(table + m * p.n + half);
-        const Packed dk_a = *ring.at(group, m, 4), dk_b = *ring.at(group, m, 5);
+        if (takes_dk) {
+          const Packed dk_a = *ring.at(group, m, 4), dk_b = *ring.at(group, m, 5);
 #pragma unroll
-        for (int e = 0; e < kPack; ++e) {
-          const float left = takes_dk ? dk_a[e] : u[e], right = takes_dk ? dk_b[e] : v[e];
-          u[e] = (takes_dk ? u[e] : 0) + left * cosine[e] + right * sine[e];
-          v[e] = (takes_dk ? v[e] : 0) + right * cosine[e] - left * sine[e];
+          for (int e = 0; e < kPack; ++e) {
+            u[e] += dk_a[e] * cosine[e] + dk_b[e] * sine[e];
+            v[e] += dk_b[e] * cosine[e] - dk_a[e] * sine[e];
+          }
+        } else {
+#pragma unroll
+          for (int e = 0; e < kPack; ++e) {
+            const float left = u[e], right = v[e];
+            u[e] = left * cosine[e] + right * sine[e], v[e] = right * cosine[e] - left * sine[e];
+          }
         }
       }
+      float left[kPack], right[kPack];
+      a.pre(m, left), b.pre(m, right);
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
-        const float left = a.pre(m, e), right = b.pre(m, e);
-        const float slope_a = silu_gradient_for<bfloat16>(left, sigmoid_for<bfloat16>(left));
-        const float slope_b = silu_gradient_for<bfloat16>(right, sigmoid_for<bfloat16>(right));
+        const float slope_a = silu_gradient_for<bfloat16>(left[e], sigmoid_for<bfloat16>(left[e]));
+        const float slope_b = silu_gradient_for<bfloat16>(right[e], sigmoid_for<bfloat16>(right[e]));
         da.d[kBefore + m][e] = token ? u[e] * slope_a : 0;
         db.d[kBefore + m][e] = token ? v[e] * slope_b : 0;
       }
@@ -370,7 +404,7 @@ __global__ void __launch_bounds__(kBackwardTile, 2)
   const std::int64_t last = at.end + kBefore;
   int group = 0;
   for (std::int64_t chunk = at.begin; chunk < last; chunk += kChunk) {
-    if (at.block_turns && chunk < p.rotated) angles.fill(p, chunk);
+    if (at.block_turns && chunk < p.rotated) angles.fill(p, chunk, last);
     if (!at.any) continue;
     const float* table = angles.table + pair;
     for (std::int64_t time = chunk; time < min(last, chunk + kChunk); time += kGroup, group ^= 1) {
