@@ -52,6 +52,8 @@ class Allocator::Pool {
             }};
   }
 
+  virtual std::uint64_t fingerprint() const { return 0; }  ///< under the lock
+
   std::mutex mutex;
   std::int64_t in_use = 0, peak = 0, reserved = 0;
 
@@ -120,8 +122,13 @@ class PinnedPool : public Allocator::Pool {
     return memory;
   }
   void give_back(std::byte* block, std::int64_t bytes) override {
-    Block& returned = free_[bytes].emplace_back(Block{block, gpu::Event()});
-    returned.event.record(stream_);
+    try {
+      gpu::Event event;
+      event.record(stream_);
+      free_[bytes].push_back({block, std::move(event)});
+    } catch (
+        const Error&) {  // the GPU has failed, which its next call says; who may still write here is unknown
+    }
   }
 
   Stream stream_;
@@ -132,6 +139,7 @@ class ArenaPool : public Allocator::Pool {
  public:
   explicit ArenaPool(std::unique_ptr<gpu::MemoryRange> range)
       : Pool(Arena::kAlign), range_(std::move(range)) {}
+  std::uint64_t fingerprint() const override { return arena_.fingerprint(); }
 
  private:
   std::byte* take(std::int64_t bytes) override {
@@ -193,6 +201,11 @@ std::int64_t Allocator::reserved_bytes() const {
 void Allocator::reset_peak() {
   const std::lock_guard lock(pool_->mutex);
   pool_->peak = pool_->in_use;
+}
+
+std::uint64_t Allocator::fingerprint() const {
+  const std::lock_guard lock(pool_->mutex);
+  return pool_->fingerprint();
 }
 
 void Allocator::keep_all() { keeps_all = true; }

@@ -28,6 +28,9 @@ class Allocator {
   std::int64_t peak_bytes() const;      ///< most bytes ever in use at once
   std::int64_t reserved_bytes() const;  ///< got from the system so far
   void reset_peak();
+  /// Of which blocks of a GPU's range are in use (core/arena.h): where it is what it was, the same requests
+  /// get the same addresses. 0 for host memory.
+  std::uint64_t fingerprint() const;
   /// From now on host memory that is returned to any Allocator of this process stays as it is, neither
   /// unmapped nor handed out again: someone outside may still read and write it. There is no way back.
   static void keep_all();

@@ -62,6 +62,14 @@ std::int64_t Arena::missing(std::int64_t bytes) const {
   return aligned(bytes) - (at_end ? last->second : 0);
 }
 
+std::uint64_t Arena::fingerprint() const {
+  std::uint64_t hash = 0xcbf29ce484222325;  // 64-bit FNV-1a over words
+  for (const auto& [offset, bytes] : taken_)
+    for (const std::int64_t word : {offset, bytes})
+      hash = (hash ^ static_cast<std::uint64_t>(word)) * 0x100000001b3;
+  return hash;
+}
+
 void Arena::extend(std::int64_t bytes) {
   check(bytes > 0 && bytes % kAlign == 0, "arena", "expected a positive multiple of {} bytes, got {}", kAlign,
         bytes);

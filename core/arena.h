@@ -23,6 +23,8 @@ class Arena {
 
   std::int64_t size() const { return size_; }
   std::int64_t taken() const { return taken_bytes_; }
+  /// Of which runs are taken: equal for equal sets, whatever happened before.
+  std::uint64_t fingerprint() const;
 
  private:
   void add_free(std::int64_t offset, std::int64_t bytes);

@@ -53,6 +53,8 @@ struct TrainConfig {
   std::int64_t seed = 0;
   std::string dtype = "float32";         ///< float32, float64, bfloat16
   std::string device = "cpu";            ///< cpu, cuda
+  bool cuda_graphs = true;               ///< micro-batches on one GPU are captured once and replayed
+  bool deterministic = true;             ///< the same run twice gives the same bits
   std::string recompute = "none";        ///< none, selective, full
   std::int64_t threads = 0;              ///< cores this rank uses; 0: all it may
   std::int64_t validate_every = 0;       ///< steps; 0: only at the end, where there is validation data

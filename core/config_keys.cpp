@@ -159,6 +159,11 @@ std::vector<ConfigKey> make_keys() {
       choice(MEMBER(train.dtype), {"float32", "float64", "bfloat16"},
              "type of matrices and activations; bfloat16: with float32 master weights, cuda only"),
       choice(MEMBER(train.device), {"cpu", "cuda"}, "where kernels run"),
+      boolean(
+          MEMBER(train.cuda_graphs),
+          "on one GPU: a micro-batch's kernels are captured once and then started all at once; same bits"),
+      boolean(MEMBER(train.deterministic),
+              "off: kernels may add in any order where that is faster (attention's backward pass on a GPU)"),
       choice(MEMBER(train.recompute), {"none", "selective", "full"},
              "what backward computes again instead of keeping it; selective: norms' outputs, convolved q, k, "
              "v, SwiGLU's output; full: all but each layer's input"),

@@ -58,7 +58,8 @@ View Pack::stacked(bool grads) const {
   const Parameter& first = store_->parameters_[first_];
   Shape shape = first.value.shape();
   for (std::size_t i = 1; i < count_; ++i) shape[0] += store_->parameters_[first_ + i].value.dim(0);
-  return {(grads ? first.grad : first.value).raw(), first.value.dtype(), shape};
+  const View& run = grads ? first.grad : first.value;
+  return {run.raw(), run.dtype(), shape};
 }
 
 View Pack::value() const { return stacked(false); }

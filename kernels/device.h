@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -46,6 +47,15 @@ class Event {
  private:
   void* handle_ = nullptr;
 };
+
+/// Work on a stream that can be enqueued again, at once: the same kernels on the same addresses.
+class Graph {
+ public:
+  virtual ~Graph() = default;
+  virtual void launch(const Stream& stream) const = 0;
+};
+/// What work() enqueues on the stream, which is not run. It must not wait for the GPU.
+std::unique_ptr<Graph> capture(const Stream& stream, const std::function<void()>& work);
 
 /// Host memory that copies reach without a detour. Slow to get: keep it.
 std::byte* allocate_pinned(std::int64_t bytes);

@@ -62,6 +62,9 @@ struct Stream {
   Device device = Device::cpu;
   int threads = 1;
   void* handle = nullptr;
+  /// Off: kernels may add in any order where that is faster, so that two runs differ by rounding (attention's
+  /// backward pass in bfloat16).
+  bool deterministic = true;
 };
 
 /// At most kMaxDims extents; outermost first.

@@ -64,7 +64,13 @@ class Bench {
   };
   using At = std::function<Point(std::int64_t)>;
 
-  double time(const std::function<void()>& kernel) const { return time_together(world_, kernel, seconds_); }
+  double time(const std::function<void()>& kernel) const {
+    const auto whole = [&] {
+      kernel();
+      synchronize(context_);
+    };
+    return time_together(world_, whole, seconds_);
+  }
 
   void measure(const char* name, OpCost& cost, const At& at) {
     std::vector<std::vector<double>> rows, rows_back;
@@ -150,10 +156,10 @@ class Bench {
     return x;
   }
   Tensor ids(std::int64_t t) const {
-    const Tensor x = context_.empty({1, t}, DType::i32);
+    const Tensor x = context_.empty_host({1, t}, DType::i32);
     for (std::int64_t i = 0; i < t; ++i)
       x.ptr<std::int32_t>()[i] = static_cast<std::int32_t>(i * 7919 % m_.vocab_size);
-    return x;
+    return to_device(context_, x);
   }
   double head_units(std::int64_t t, std::int64_t width) const {
     return static_cast<double>(t) * static_cast<double>(m_.num_heads) * static_cast<double>(width);

@@ -58,6 +58,7 @@ Session::Session(const TrainConfig& config, int ranks_on_cores, int ranks, int l
     host_ = Allocator::pinned(context_.stream);
     context_.host = &host_;
   }
+  context_.stream.deterministic = config.deterministic;
   context_.stream.threads =
       config.threads > 0 ? static_cast<int>(config.threads) : std::max(1, available_cores() / ranks_on_cores);
 }

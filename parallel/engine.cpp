@@ -12,12 +12,20 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
     : config_(config),
       context_(context),
       model_(config.model, resolve_transpoints(config.model, config.train.seq_len), context, placement,
-             static_cast<std::int64_t>(config.parallel.bucket_mb * (1 << 20))),
+             static_cast<std::int64_t>(config.parallel.bucket_mb * (1 << 20)),
+             recompute_of(config.train.recompute)),
       schedule_(one_forward_one_backward(mesh().pp().size(), model_.placement().chunks(),
                                          transmamba::micro_batches(config, config.parallel))),
       buckets_(model_),
-      optimizer_(config.optimizer, model_.parameters(), context, mesh().data().rank()) {
+      optimizer_(config.optimizer, model_.parameters(), context, mesh().data().rank()),
+      sums_(context.empty({2}, DType::f64)) {
   check_schedule(schedule_);
+  if (context.stream.device == Device::cuda && mesh().world().size() == 1 && config.train.cuda_graphs)
+    micro_batch_ = std::make_unique<MicroBatch>(context_, model_, sums_.slice(0, 0, 1), 1 / tokens());
+}
+
+double Engine::tokens() const {
+  return static_cast<double>(config_.train.global_batch * config_.train.seq_len);
 }
 
 void Engine::initialise() {
@@ -27,25 +35,23 @@ void Engine::initialise() {
                                  });
 }
 
-/// Gives (2) float64, on the device: the sum of the token losses and the squared gradient norm.
-Tensor Engine::add_gradients(const Batches& batches) {
-  const double tokens = static_cast<double>(config_.train.global_batch * config_.train.seq_len);
-  const Tensor sums = context_.empty({2}, DType::f64);
-  fill({.value = 0, .y = sums}, context_.stream);
+void Engine::add_gradients(const Batches& batches) {
+  fill({.value = 0, .y = sums_}, context_.stream);
   buckets_.start(context_);
-  run_schedule(context_, model_, schedule_, batches, sums.slice(0, 0, 1),
-               {.scale = 1 / tokens, .events = &buckets_});
+  if (micro_batch_)
+    for (std::int64_t i = 0; i < micro_batches(); ++i) micro_batch_->run(batches(i));
+  else
+    run_schedule(context_, model_, schedule_, batches, sums_.slice(0, 0, 1),
+                 {.scale = 1 / tokens(), .events = &buckets_});
   buckets_.finish();
   // Each token and each parameter counts on one rank only, so sums over all ranks are exact.
-  optimizer_.add_squared_norm(context_, sums.slice(0, 1, 2));
-  mesh().world().all_reduce("loss and gradient norm", sums);
-  return sums;
+  optimizer_.add_squared_norm(context_, sums_.slice(0, 1, 2));
+  mesh().world().all_reduce("loss and gradient norm", sums_);
 }
 
-StepResult Engine::read(std::int64_t step, const Tensor& sums) const {
-  const double tokens = static_cast<double>(config_.train.global_batch * config_.train.seq_len);
-  const Tensor host = to_host(context_, sums);
-  const StepResult result{host.ptr<double>()[0] / tokens, std::sqrt(host.ptr<double>()[1]), 0};
+StepResult Engine::read(std::int64_t step) const {
+  const Tensor sums = to_host(context_, sums_);
+  const StepResult result{sums.ptr<double>()[0] / tokens(), std::sqrt(sums.ptr<double>()[1]), 0};
   check(std::isfinite(result.loss) && std::isfinite(result.grad_norm), "train",
         "step {}: loss {} and gradient norm {} must be finite; parameters are as they were before the step; "
         "a smaller optimizer.lr or optimizer.clip_grad may help",
@@ -54,16 +60,17 @@ StepResult Engine::read(std::int64_t step, const Tensor& sums) const {
 }
 
 StepResult Engine::gradients(std::int64_t step, const Batches& batches) {
-  return read(step, add_gradients(batches));
+  add_gradients(batches);
+  return read(step);
 }
 
 StepResult Engine::step(std::int64_t step, const Batches& batches) {
-  const Tensor sums = add_gradients(batches);
-  if (context_.stream.device == Device::cpu) read(step, sums);  // there it costs nothing to know in time
+  add_gradients(batches);
+  if (context_.stream.device == Device::cpu) read(step);  // there it costs nothing to know in time
   const double lr = learning_rate(config_.optimizer, config_.train.steps, step);
-  optimizer_.step(context_, step, lr, sums.slice(0, 1, 2));  // nothing where the norm is not finite
+  optimizer_.step(context_, step, lr, sums_.slice(0, 1, 2));  // nothing where the norm is not finite
   buckets_.start_gather();
-  StepResult result = read(step, sums);
+  StepResult result = read(step);
   result.lr = lr;
   return result;
 }

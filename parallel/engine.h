@@ -6,6 +6,7 @@
 
 #include "core/config.h"
 #include "parallel/data/gradient_buckets.h"
+#include "parallel/micro_batch.h"
 #include "parallel/optimizer.h"
 #include "parallel/pipeline/executor.h"
 
@@ -54,9 +55,12 @@ class Engine {
   Schedule schedule_;
   GradientBuckets buckets_;
   Optimizer optimizer_;
+  Tensor sums_;                              // (2) float64, on the device: loss and squared gradient norm
+  std::unique_ptr<MicroBatch> micro_batch_;  // of one rank on a GPU
 
-  Tensor add_gradients(const Batches& batches);
-  StepResult read(std::int64_t step, const Tensor& sums) const;
+  double tokens() const;  // of a step
+  void add_gradients(const Batches& batches);
+  StepResult read(std::int64_t step) const;
 };
 
 }  // namespace transmamba

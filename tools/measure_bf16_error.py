@@ -99,13 +99,38 @@ def ssm(c, b, x, dt, A, state):
     return (torch.cat(ys, 2).transpose(1, 2) if ys else x.float()), state
 
 
+def mixer(u, P, m, c, transpoint, states=None):
+    """The reference's, but the SSM's output, D's part in it, is rounded before gate and norm read it, as it is where a
+    fused scan writes it; so is its gradient on the way back."""
+    b, T, h, n, p = *u.shape[:2], c.num_heads, c.qk_head_dim, c.v_head_dim
+    cut = min(transpoint, T)
+    q, k, v = (causal_conv(u @ P[m + f"{s}_proj.weight"].T, P[m + f"conv_{s}.weight"], P[m + f"conv_{s}.bias"])
+               .view(b, T, h, width) for s, width in (("q", n), ("k", n), ("v", p)))
+    z = (u @ P[m + "z_proj.weight"].T).view(b, T, h, p)
+    dt = F.softplus(u @ P[m + "dt_proj.weight"].T + P[m + "dt_bias"])
+    A = -torch.exp(P[m + "A_log"])
+    y = attention(rope(q[:, :cut], c.rope_theta), rope(k[:, :cut], c.rope_theta), v[:, :cut])
+    state = dt.new_zeros(b, h, n, p)
+    if c.memory_converter:
+        state = memory_converter(k[:, :cut], v[:, :cut], dt[:, :cut], A)
+    y_ssm, last = ssm(q[:, cut:], k[:, cut:], v[:, cut:], dt[:, cut:], A, state)
+    y_ssm = (y_ssm + P[m + "D"][:, None] * v[:, cut:]).bfloat16()
+    if states is not None:
+        states.append((state, last))
+    gated = {"ssm": (False, True), "all": (True, True), "none": (False, False)}[c.gate]
+    parts = [x.float() * F.silu(z_.float()) if gate else x.float()
+             for gate, x, z_ in zip(gated, (y, y_ssm), (z[:, :cut], z[:, cut:]))]
+    y = rms_norm(torch.cat(parts, 1), P[m + "out_norm.weight"].view(h, p), c.norm_eps)
+    return y.reshape(b, T, h * p) @ P[m + "out_proj.weight"].T
+
+
 def loss_fn(P, c, tokens, states=None):
     P = Weights(P)
     r = dict.__getitem__(P, "embedding.weight")[tokens[:, :-1]].bfloat16()
     for i in range(c.num_layers):
         u = rms_norm(r, P[f"layers.{i}.norm.weight"], c.norm_eps)
         if c.kind(i) == "T":
-            r = r + mixed.mixer(u, P, f"layers.{i}.mixer.", c, c.transpoint(i), states)
+            r = r + mixer(u, P, f"layers.{i}.mixer.", c, c.transpoint(i), states)
         else:
             r = r + mixed.mlp(u, P, f"layers.{i}.mlp.")
     head = P["embedding.weight" if c.tie_embeddings else "lm_head.weight"]

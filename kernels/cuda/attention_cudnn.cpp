@@ -78,15 +78,33 @@ Shape strides_of(const ConstView& x) {
 class Key {
  public:
   Key(int device, Mask mask) : numbers_{device, static_cast<std::int64_t>(mask)} {}
-  Key& add(const ConstView& x) {
-    const Shape strides = strides_of(x);
-    for (int i = 0; i < x.rank(); ++i) numbers_.insert(numbers_.end(), {x.dim(i), strides[i]});
+  Key& add(std::initializer_list<ConstView> views) {
+    for (const ConstView& x : views) {
+      const Shape strides = strides_of(x);
+      for (int i = 0; i < x.rank(); ++i) numbers_.insert(numbers_.end(), {x.dim(i), strides[i]});
+    }
     return *this;
   }
   bool operator<(const Key& other) const { return numbers_ < other.numbers_; }
 
  private:
   std::vector<std::int64_t> numbers_;
+};
+
+/// A training run has few shapes. Generation has another one for each token, so there is a bound.
+class Plans {
+ public:
+  template <class Make>
+  const FusedPlan& get(const Key& key, Make&& make) {
+    constexpr std::size_t kMost = 256;
+    const auto known = plans_.find(key);
+    if (known != plans_.end()) return *known->second;
+    if (plans_.size() == kMost) plans_.clear();
+    return *plans_.emplace(key, make()).first->second;
+  }
+
+ private:
+  std::map<Key, std::unique_ptr<FusedPlan>> plans_;
 };
 
 /// A (b, t, h, width) view as cuDNN's (b, h, t, width).
@@ -117,11 +135,15 @@ void set_output(const TensorPtr& tensor, const graph::Tensor_attributes& like) {
 }
 
 template <class Options>
-Options options_of(std::string_view op, Mask mask, const ConstView& q) {
+Options options_of(std::string_view op, Mask mask, const ConstView& q, const ConstView& k) {
+  using cudnn_frontend::DiagonalAlignment_t;
   Options options;
   options.set_name(std::string(op)).set_attn_scale(1 / std::sqrt(static_cast<float>(q.dim(3))));
+  // For as many queries as keys both are the same, but told "bottom right" cuDNN's backward pass skips
+  // nothing of what is masked, and takes twice as long.
+  const bool square = q.dim(1) == k.dim(1);
   if (mask == Mask::causal)
-    options.set_diagonal_alignment(cudnn_frontend::DiagonalAlignment_t::BOTTOM_RIGHT)
+    options.set_diagonal_alignment(square ? DiagonalAlignment_t::TOP_LEFT : DiagonalAlignment_t::BOTTOM_RIGHT)
         .set_diagonal_band_right_bound(0);
   return options;
 }
@@ -150,20 +172,21 @@ std::unique_ptr<FusedPlan> make_plan(const Attention& a, Mask mask, int device) 
   graph::Graph& g = plan->graph;
   const auto [o, lse] =
       g.sdpa(g.tensor(describe(kQ, a.q)), g.tensor(describe(kK, a.k)), g.tensor(describe(kV, a.v)),
-             options_of<graph::SDPA_attributes>(plan->op, mask, a.q).set_generate_stats(true));
+             options_of<graph::SDPA_attributes>(plan->op, mask, a.q, a.k).set_generate_stats(true));
   set_output(o, describe(kO, a.o));
   set_output(lse, describe_lse(a.lse));
   build(*plan, device, a);
   return plan;
 }
 
-std::unique_ptr<FusedPlan> make_plan(const AttentionBackward& a, Mask mask, int device) {
+std::unique_ptr<FusedPlan> make_plan(const AttentionBackward& a, Mask mask, bool deterministic, int device) {
   auto plan = begin("attention_backward");
   graph::Graph& g = plan->graph;
   const auto [dq, dk, dv] = g.sdpa_backward(
       g.tensor(describe(kQ, a.q)), g.tensor(describe(kK, a.k)), g.tensor(describe(kV, a.v)),
       g.tensor(describe(kO, a.o)), g.tensor(describe(kDout, a.dout)), g.tensor(describe_lse(a.lse)),
-      options_of<graph::SDPA_backward_attributes>(plan->op, mask, a.q).set_deterministic_algorithm(true));
+      options_of<graph::SDPA_backward_attributes>(plan->op, mask, a.q, a.k)
+          .set_deterministic_algorithm(deterministic));
   set_output(dq, describe(kDq, a.dq));
   set_output(dk, describe(kDk, a.dk));
   set_output(dv, describe(kDv, a.dv));
@@ -182,21 +205,17 @@ void execute(const FusedPlan& plan, Addresses addresses, std::byte* workspace, c
 }  // namespace
 
 const FusedPlan& fused_plan(const Attention& a, Mask mask) {
-  thread_local std::map<Key, std::unique_ptr<FusedPlan>> plans;
+  thread_local Plans plans;
   const int device = current_device("attention");
-  auto& plan = plans[Key(device, mask).add(a.q).add(a.k).add(a.v).add(a.o)];
-  if (!plan) plan = make_plan(a, mask, device);
-  return *plan;
+  return plans.get(Key(device, mask).add({a.q, a.k, a.v, a.o}), [&] { return make_plan(a, mask, device); });
 }
 
-const FusedPlan& fused_plan(const AttentionBackward& a, Mask mask) {
-  thread_local std::map<Key, std::unique_ptr<FusedPlan>> plans;
+const FusedPlan& fused_plan(const AttentionBackward& a, Mask mask, bool deterministic) {
+  thread_local Plans of_kind[2];
+  Plans& plans = of_kind[deterministic];
   const int device = current_device("attention_backward");
-  const Key key =
-      Key(device, mask).add(a.q).add(a.k).add(a.v).add(a.o).add(a.dout).add(a.dq).add(a.dk).add(a.dv);
-  auto& plan = plans[key];
-  if (!plan) plan = make_plan(a, mask, device);
-  return *plan;
+  return plans.get(Key(device, mask).add({a.q, a.k, a.v, a.o, a.dout, a.dq, a.dk, a.dv}),
+                   [&] { return make_plan(a, mask, deterministic, device); });
 }
 
 std::int64_t workspace_bytes(const FusedPlan& plan) { return plan.workspace; }

@@ -16,7 +16,7 @@ struct FusedPlan;
 /// lse must be contiguous. Of an argument only types, shapes and strides are looked at; `offset` and
 /// `accumulate` are not.
 const FusedPlan& fused_plan(const Attention&, Mask);
-const FusedPlan& fused_plan(const AttentionBackward&, Mask);
+const FusedPlan& fused_plan(const AttentionBackward&, Mask, bool deterministic);
 
 std::int64_t workspace_bytes(const FusedPlan&);
 

@@ -82,10 +82,9 @@ void conv_gradients(std::string_view op, const Arguments& a, const Compute<T>* d
   const std::int64_t pitch = c * (w + 1);
   const Workspace<double> sums(runs.count * pitch, stream, op);
   launch(op, stream, thread_each(runs.count * c), conv_parameter_gradient<T>, inputs, d, sums.data(), runs);
-  launch_add_partials<double, S>(op, stream, sums.data(), runs.count, pitch, c * w,
-                                 {a.dweight.template ptr<S>(), w, a.dweight.stride(0), 1});
-  launch_add_partials<double, S>(op, stream, sums.data() + c * w, runs.count, pitch, c,
-                                 {a.dbias.template ptr<S>(), c, 0, 1});
+  launch_add_partials<double, S>(op, stream, sums.data(), runs.count, pitch,
+                                 {a.dweight.template ptr<S>(), c * w, w, a.dweight.stride(0), 1},
+                                 {a.dbias.template ptr<S>(), c, c, 0, 1});
 }
 
 }  // namespace transmamba::cuda

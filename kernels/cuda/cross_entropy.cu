@@ -19,15 +19,6 @@ Shard shard_of(const Arguments& a) {
   return {a.vocab_begin, a.logits.dim(2), a.vocab_size};
 }
 
-/// exp(x) of what is stored as T: bfloat16 needs no more than the fast one.
-template <class T>
-__device__ Compute<T> exp_for(Compute<T> x) {
-  if constexpr (std::is_same_v<T, bfloat16>)
-    return __expf(x);
-  else
-    return exp(x);
-}
-
 constexpr int kAhead = 4;  // packs that a thread reads before it uses them
 
 /// Calls f(pack, column) for the packs of a row that this thread owns.

@@ -107,6 +107,20 @@ class Range : public MemoryRange {
   std::vector<std::pair<CUmemGenericAllocationHandle, std::int64_t>> pieces_;
 };
 
+class ExecutableGraph : public Graph {
+ public:
+  explicit ExecutableGraph(cudaGraph_t graph) {
+    check_cuda(cudaGraphInstantiate(&graph_, graph, 0), "gpu graph");
+  }
+  ~ExecutableGraph() override { cudaGraphExecDestroy(graph_); }
+  void launch(const Stream& stream) const override {
+    check_cuda(cudaGraphLaunch(graph_, handle_of(stream)), "gpu graph");
+  }
+
+ private:
+  cudaGraphExec_t graph_ = nullptr;
+};
+
 }  // namespace
 
 int count() {
@@ -185,6 +199,24 @@ bool Event::passed() const {
   }
   check_cuda(result, "gpu");
   return true;
+}
+
+std::unique_ptr<Graph> capture(const Stream& stream, const std::function<void()>& work) {
+  const cudaStream_t handle = handle_of(stream);
+  cudaGraph_t graph = nullptr;
+  check_cuda(cudaStreamBeginCapture(handle, cudaStreamCaptureModeRelaxed), "gpu graph");
+  try {
+    work();
+  } catch (...) {
+    cudaStreamEndCapture(handle, &graph);
+    cudaGetLastError();
+    if (graph) cudaGraphDestroy(graph);
+    throw;
+  }
+  check_cuda(cudaStreamEndCapture(handle, &graph), "gpu graph");
+  const std::unique_ptr<std::remove_pointer_t<cudaGraph_t>, cudaError_t (*)(cudaGraph_t)> owned(
+      graph, cudaGraphDestroy);
+  return std::make_unique<ExecutableGraph>(graph);
 }
 
 std::byte* allocate_pinned(std::int64_t bytes) {

@@ -90,7 +90,7 @@ __global__ void for_each(Walk walk, F f, const X* x, Y* y) {
 
 template <class X, class Y, class F>
 void run(std::string_view op, const ConstView& x, const View& y, F f, const Stream& stream) {
-  constexpr int kPack = 8;
+  constexpr int kPack = 16 / sizeof(Y);
   const Walk walk(x, y);
   const auto begins_well = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; };
   if (walk.in_packs_of(kPack) && begins_well(x.raw()) && begins_well(y.raw()))

@@ -64,48 +64,68 @@ __global__ void number_tokens(Tokens tokens, std::int64_t t, std::int64_t count,
   numbers[at] = row.valid ? number : ~number;
 }
 
-/// A warp a place in sorted order and kWarp * N columns. That of a row's first token adds all of its tokens,
-/// in order, a few loads ahead: a frequent word's are thousands.
+constexpr int kSlices = 2;  // that a lane has columns of
+
+/// A warp a place in sorted order and kSlices * kWarp * N columns. That of a row's first token adds all of
+/// its tokens, in order, with several loads on their way: a frequent word's are thousands.
 template <int N, class T, class S>
-__global__ void scatter_add(Strided<const T> dy, const std::uint32_t* rows, const std::int32_t* numbers,
-                            Strided<S> dweight, std::int64_t t, std::int64_t count, std::int64_t here,
-                            std::int64_t d, std::int64_t slices) {
-  constexpr int kAhead = 16;
-  const std::int64_t warp = global_index() / kWarp, first = warp / slices, lane = threadIdx.x % kWarp;
+__global__ void __launch_bounds__(kThreads, 4)
+    scatter_add(Strided<const T> dy, const std::uint32_t* rows, const std::int32_t* numbers,
+                Strided<S> dweight, std::int64_t t, std::int64_t count, std::int64_t here, std::int64_t d,
+                std::int64_t warps) {
+  constexpr int kAhead = 8;
+  const std::int64_t warp = global_index() / kWarp, first = warp / warps, lane = threadIdx.x % kWarp;
   if (first >= count) return;
-  const std::uint32_t row = rows[first];
-  if (row >= here || (first > 0 && rows[first - 1] == row)) return;
-  const std::int64_t k = (warp % slices * kWarp + lane) * N;
-  S sum[N] = {};
-  if (k < d) {
-    const auto before = load_pack<N>(dweight(row) + k);
+  const std::uint32_t none = static_cast<std::uint32_t>(here);
+  const std::int64_t k = (warp % warps * kSlices * kWarp + lane) * N;
+  const auto has = [&](int slice) { return k + slice * kWarp * N < d; };
+  // A lane a token.
+  const auto row_at = [&](std::int64_t at) { return at < count ? rows[at] : none; };
+  const auto number_at = [&](std::int64_t at) { return at < count ? numbers[at] : 0; };
+  std::uint32_t row_here = row_at(first + lane);
+  std::int32_t number = number_at(first + lane);
+  const std::uint32_t before = first > 0 ? rows[first - 1] : none;
+  const std::uint32_t row = __shfl_sync(0xffffffffu, row_here, 0);
+  if (row == none || row == before) return;
+  S sum[kSlices][N] = {};
 #pragma unroll
-    for (int e = 0; e < N; ++e) sum[e] = before[e];
+  for (int slice = 0; slice < kSlices; ++slice) {
+    if (!has(slice)) continue;
+    const auto old = load_pack<N>(dweight(row) + k + slice * kWarp * N);
+#pragma unroll
+    for (int e = 0; e < N; ++e) sum[slice][e] = old[e];
   }
   for (std::int64_t begin = first;; begin += kWarp) {
-    const bool mine = begin + lane < count && rows[begin + lane] == row;
-    const std::int32_t number = mine ? numbers[begin + lane] : 0;
-    const int length = __popc(__ballot_sync(0xffffffffu, mine));
-    for (int group = 0; group < length; group += kAhead) {
-      Pack<T, N> ahead[kAhead];
-      std::uint32_t invalid = 0;
+    if (begin > first) row_here = row_at(begin + lane), number = number_at(begin + lane);
+    const int length = __popc(__ballot_sync(0xffffffffu, row_here == row));
+    const std::uint32_t invalid = __ballot_sync(0xffffffffu, number < 0);
+    const std::uint32_t at = static_cast<std::uint32_t>(number < 0 ? ~number : number);
+    const std::uint32_t i = at / static_cast<std::uint32_t>(t), j = at - i * static_cast<std::uint32_t>(t);
+    const std::int64_t offset = dy(i, j) - dy.data;
+    for (int start = 0; start < length; start += kAhead) {
+      Pack<T, N> packs[kAhead][kSlices];
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
-        const std::int32_t other = __shfl_sync(0xffffffffu, number, group + n);
-        const std::int64_t at = other < 0 ? ~other : other;
-        invalid |= static_cast<std::uint32_t>(other < 0) << n;
-        if (group + n < length && k < d) ahead[n] = load_pack<N>(dy(at / t, at % t) + k);
+        const T* const from = dy.data + __shfl_sync(0xffffffffu, offset, start + n) + k;
+#pragma unroll
+        for (int slice = 0; slice < kSlices; ++slice)
+          if (start + n < length && has(slice)) packs[n][slice] = load_pack<N>(from + slice * kWarp * N);
       }
 #pragma unroll
-      for (int n = 0; n < kAhead; ++n)
-        if (group + n < length) {
+      for (int n = 0; n < kAhead; ++n) {
+        if (start + n >= length) break;
+        const bool valid = !(invalid >> (start + n) & 1);
 #pragma unroll
-          for (int e = 0; e < N; ++e) sum[e] += invalid >> n & 1 ? not_a_number<S>() : ahead[n][e];
-        }
+        for (int slice = 0; slice < kSlices; ++slice)
+#pragma unroll
+          for (int e = 0; e < N; ++e) sum[slice][e] += valid ? packs[n][slice][e] : not_a_number<S>();
+      }
     }
     if (length < kWarp) break;
   }
-  if (k < d) store_pack(dweight(row) + k, sum);
+#pragma unroll
+  for (int slice = 0; slice < kSlices; ++slice)
+    if (has(slice)) store_pack(dweight(row) + k + slice * kWarp * N, sum[slice]);
 }
 
 }  // namespace
@@ -154,11 +174,12 @@ void embedding_backward(const EmbeddingBackward& a, const Stream& stream) {
     using S = Compute<T>;
     constexpr int kMost = 16 / sizeof(S);
     const auto run = [&](auto n) {
-      const std::int64_t slices = (d + kWarp * n - 1) / (kWarp * n);
-      launch(op, stream, thread_each(count * slices * kWarp), scatter_add<n, T, S>, strided<const T>(a.dy),
+      constexpr std::int64_t kColumns = kSlices * kWarp * n;
+      const std::int64_t warps = (d + kColumns - 1) / kColumns;
+      launch(op, stream, thread_each(count * warps * kWarp), scatter_add<n, T, S>, strided<const T>(a.dy),
              static_cast<const std::uint32_t*>(rows + count),
              static_cast<const std::int32_t*>(numbers + count), strided<S>(a.dweight), t, count, shard.rows,
-             d, slices);
+             d, warps);
     };
     if (in_packs(a.dy, kMost) && in_packs(a.dweight, kMost))
       run(std::integral_constant<int, kMost>{});

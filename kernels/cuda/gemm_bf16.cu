@@ -2,16 +2,18 @@
 //
 // Which of cuBLASLt's algorithms is used must not change results, or two runs could differ. Its heuristic's
 // first suggestion, which depends on nothing but the problem, the library and the GPU, says what the bits
-// are. For large products the first call tries some more on the actual operands, and takes the fastest of
-// those that give the same bits in all of C: in which order terms are summed is what tells algorithms apart,
-// and most share one. So a noisy clock, too little memory to try, or a first call that is being captured
-// change only the speed. Sums in several parts (split K) are allowed only where the parts are float32 and
-// added in a fixed order.
+// are. For large products the first call tries the others on the actual operands, and takes the fastest of
+// those that give the same bits in all of C: on an H200 that is every one that sums each element in one
+// sequence. So a noisy clock, too little memory to try, or a first call that is being captured change only
+// the speed. Sums in several parts (split K) are allowed only where the parts are float32 and added in a
+// fixed order. What this relies on: the heuristic and each algorithm repeat themselves, and algorithms that
+// agree in all of a million sums always do.
 #include "kernels/cuda/gemm_bf16.cuh"
 
 #include <cublasLt.h>
 
 #include <bit>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <memory>
@@ -92,6 +94,9 @@ struct Problem {
         b(g.b),
         d(g.addend && g.beta != 0 ? g.addend : ConstView(g.c)),
         beta(static_cast<float>(g.beta)) {
+    // To add 1 C in place cuBLASLt lets memory do the sum, of a product rounded to C's type before. The next
+    // float32 after 1 makes it add in float32 as it does elsewhere.
+    if (g.c.dtype() == DType::bf16 && d.raw() == g.c.raw() && beta == 1) beta = std::nextafter(1.0f, 2.0f);
     check_cublas(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     set_transpose(CUBLASLT_MATMUL_DESC_TRANSA, g.transpose_b);
     set_transpose(CUBLASLT_MATMUL_DESC_TRANSB, g.transpose_a);

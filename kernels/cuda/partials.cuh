@@ -18,41 +18,44 @@ struct Runs {
   __device__ std::int64_t end(std::int64_t run) const { return min(tokens, (run + 1) * length); }
 };
 
-/// Where partial sums go: number i of a row to data[i / columns * row + i % columns * column].
+/// Where partial sums go: number i of a row to data[i / columns * row + i % columns * column], for i < size.
 template <class T>
 struct Sums {
-  T* data;
-  std::int64_t columns, row, column;
+  T* data = nullptr;
+  std::int64_t size = 0, columns = 1, row = 0, column = 0;
 };
 
 constexpr int kPartialRows = 32;  // added at a time
 
-/// Adds `count` rows of `partials`, each `pitch` apart, to `out`: `size` numbers. A block owns a warp of
-/// columns; each of its warps adds every 32nd row.
+/// Adds `count` rows of `partials`, each `pitch` apart, to `out`, and what follows in them to `after`. A
+/// block owns a warp of columns; each of its warps adds every 32nd row.
 template <class P, class T>
-__global__ void add_partials(const P* partials, std::int64_t count, std::int64_t pitch, std::int64_t size,
-                             Sums<T> out) {
+__global__ void add_partials(const P* partials, std::int64_t count, std::int64_t pitch, Sums<T> out,
+                             Sums<T> after) {
   __shared__ double sums[kPartialRows][kWarp];
   const unsigned lane = threadIdx.x % kWarp, first = threadIdx.x / kWarp;
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kWarp + lane;
+  const bool mine = i < out.size + after.size;
   double sum = 0;
-  if (i < size) {
-#pragma unroll 4
+  if (mine) {
+#pragma unroll 8
     for (std::int64_t row = first; row < count; row += kPartialRows)
       sum += static_cast<double>(partials[row * pitch + i]);
   }
   sums[first][lane] = sum;
   __syncthreads();
-  if (first > 0 || i >= size) return;
+  if (first > 0 || !mine) return;
   for (int row = 1; row < kPartialRows; ++row) sum += sums[row][lane];
-  out.data[i / out.columns * out.row + i % out.columns * out.column] += static_cast<T>(sum);
+  const Sums<T>& to = i < out.size ? out : after;
+  const std::int64_t at = i < out.size ? i : i - out.size;
+  to.data[at / to.columns * to.row + at % to.columns * to.column] += static_cast<T>(sum);
 }
 
 template <class P, class T>
 void launch_add_partials(std::string_view op, const Stream& stream, const P* partials, std::int64_t count,
-                         std::int64_t pitch, std::int64_t size, const Sums<T>& out) {
-  launch(op, stream, {(size + kWarp - 1) / kWarp, kPartialRows * kWarp}, add_partials<P, T>, partials, count,
-         pitch, size, out);
+                         std::int64_t pitch, const Sums<T>& out, const Sums<T>& after = {}) {
+  launch(op, stream, {(out.size + after.size + kWarp - 1) / kWarp, kPartialRows * kWarp}, add_partials<P, T>,
+         partials, count, pitch, out, after);
 }
 
 }  // namespace transmamba::cuda

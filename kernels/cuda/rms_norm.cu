@@ -111,8 +111,9 @@ void rms_norm_backward(const RmsNormBackward& a, const Stream& stream) {
                                 groups,
                                 d};
     launch(op, stream, {runs.count * groups, threads_for(d)}, backward<T>, arguments, sums.data(), runs);
-    launch_add_partials<double, Compute<T>>(op, stream, sums.data(), runs.count, groups * d, groups * d,
-                                            {a.dweight.ptr<Compute<T>>(), d, a.dweight.stride(0), 1});
+    launch_add_partials<double, Compute<T>>(
+        op, stream, sums.data(), runs.count, groups * d,
+        {a.dweight.ptr<Compute<T>>(), groups * d, d, a.dweight.stride(0), 1});
   });
 }
 

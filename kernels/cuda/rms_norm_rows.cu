@@ -1,5 +1,5 @@
-// A team of lanes of one warp owns a row and holds it in registers: it is read once, and nothing waits for
-// the rest of a block.
+// A team of lanes of one warp or two owns a row and holds it in registers: it is read once, and nothing waits
+// for the rest of a block.
 #include "kernels/cuda/partials.cuh"
 #include "kernels/cuda/rms_norm.cuh"
 #include "kernels/cuda/vectors.cuh"
@@ -8,8 +8,8 @@ namespace transmamba::cuda {
 namespace {
 
 constexpr int kPack = 8;
-constexpr int kBlock = 128;   // threads
-constexpr int kBlocks = 528;  // of a backward pass, about: each makes a row of partial sums
+constexpr int kSms =
+    132;  // that a backward pass is cut for, on any GPU: each block makes a row of partial sums
 using Packed = Pack<bfloat16, kPack>;
 
 struct Problem {
@@ -47,18 +47,28 @@ struct Team {
       else
         packs[n] = Packed{};
   }
-  /// Over the team; the whole warp calls it.
-  __device__ static float sum(float x) {
+  /// Over the team; the whole block calls it, every other time with another `turn`.
+  __device__ float2 sum(float2 x, int turn) const {
 #pragma unroll
-    for (int distance = kLanes / 2; distance > 0; distance /= 2)
-      x += __shfl_xor_sync(0xffffffffu, x, distance);
+    for (int distance = (kLanes < kWarp ? kLanes : kWarp) / 2; distance > 0; distance /= 2) {
+      x.x += __shfl_xor_sync(0xffffffffu, x.x, distance);
+      x.y += __shfl_xor_sync(0xffffffffu, x.y, distance);
+    }
+    if constexpr (kLanes == 2 * kWarp) {
+      __shared__ float2 warps[2][kThreads / kWarp];
+      const int warp = static_cast<int>(threadIdx.x) / kWarp;
+      if (threadIdx.x % kWarp == 0) warps[turn][warp] = x;
+      asm volatile("bar.sync %0, %1;" ::"r"(1 + warp / 2), "r"(kLanes) : "memory");
+      const float2 left = warps[turn][warp & ~1], right = warps[turn][warp | 1];
+      x = {left.x + right.x, left.y + right.y};
+    }
     return x;
   }
 };
 
 /// A team a row.
 template <int kLanes, int kPacks, bool kGated>
-__global__ void __launch_bounds__(kBlock) forward(Problem p) {
+__global__ void __launch_bounds__(kThreads) forward(Problem p) {
   const Team<kLanes, kPacks> team(p.d);
   const std::int64_t index = global_index() / kLanes;
   const std::uint32_t row = static_cast<std::uint32_t>(min(index, p.rows - 1));
@@ -77,7 +87,7 @@ __global__ void __launch_bounds__(kBlock) forward(Problem p) {
       if constexpr (kGated) v[n][e] *= z[n][e] * sigmoid_for<bfloat16>(z[n][e]);
       squares += v[n][e] * v[n][e];
     }
-  const float rstd = rsqrtf(team.sum(squares) / static_cast<float>(p.d) + p.eps);
+  const float rstd = rsqrtf(team.sum({squares, 0}, 0).x / static_cast<float>(p.d) + p.eps);
   if (index >= p.rows) return;
   bfloat16* const y = p.y(i, j, g);
 #pragma unroll
@@ -95,11 +105,11 @@ __global__ void __launch_bounds__(kBlock) forward(Problem p) {
 /// keeps its sum of dweight in registers. Each element is read and written by one thread, dresidual last: dx
 /// may alias what is read. With v' = v rstd and u = dy weight:  dv = rstd (u - v' mean(u v')).
 template <int kLanes, int kPacks, bool kGated>
-__global__ void __launch_bounds__(kBlock, 4)
+__global__ void __launch_bounds__(kThreads, kPacks == 1 ? 3 : 2)
     backward(Problem p, int groups_here, int group_tiles, std::int64_t tokens, float* partials) {
   extern __shared__ float sums[];  // (groups_here, d)
   const Team<kLanes, kPacks> team(p.d);
-  const int index = static_cast<int>(threadIdx.x) / kLanes, slots = kBlock / kLanes / groups_here;
+  const int index = static_cast<int>(threadIdx.x) / kLanes, slots = kThreads / kLanes / groups_here;
   const int slot = index / groups_here, here = index % groups_here;
   const std::int64_t run = blockIdx.x / static_cast<unsigned>(group_tiles),
                      runs = gridDim.x / static_cast<unsigned>(group_tiles);
@@ -107,6 +117,7 @@ __global__ void __launch_bounds__(kBlock, 4)
   const bool works = slot < slots && g < p.groups;
   const float* const weight = p.weight(works ? g : 0);
   float dweight[kPacks][kPack] = {};
+  int turn = 0;
   for (std::int64_t begin = run * slots; begin < tokens; begin += runs * slots) {
     const std::int64_t mine = begin + slot;
     const bool reads = works && mine < tokens;  // the others take part in the sums
@@ -118,6 +129,8 @@ __global__ void __launch_bounds__(kBlock, 4)
     team.read(p.x(i, j, at), x);
     team.read(p.dy(i, j, at), dy);
     if constexpr (kGated) team.read(p.gate(i, j, at), z);
+    Packed residual[kPacks] = {};
+    if (p.dresidual.data) team.read(p.dresidual(i, j, at), residual);
     float squares = 0, dot = 0;
 #pragma unroll
     for (int n = 0; n < kPacks; ++n) {
@@ -131,15 +144,14 @@ __global__ void __launch_bounds__(kBlock, 4)
         dot += dy[n][e] * w[e] * v;
       }
     }
-    const float rstd = rsqrtf(team.sum(squares) / static_cast<float>(p.d) + p.eps);
-    const float mean = team.sum(dot) * rstd / static_cast<float>(p.d);
+    const float2 both = team.sum({squares, dot}, turn ^= 1);
+    const float rstd = rsqrtf(both.x / static_cast<float>(p.d) + p.eps);
+    const float mean = both.y * rstd / static_cast<float>(p.d);
     if (!reads) continue;
 #pragma unroll
     for (int n = 0; n < kPacks; ++n) {
       if (!team.has(n)) continue;
       const auto w = load_pack<kPack>(weight + team.column(n));
-      Packed residual{};
-      if (p.dresidual.data) residual = load_pack<kPack>(p.dresidual(i, j, g) + team.column(n));
       float dx[kPack], dgate[kPack];
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
@@ -153,7 +165,7 @@ __global__ void __launch_bounds__(kBlock, 4)
         const float dv = rstd * (dy[n][e] * w[e] - normed * mean);
         dweight[n][e] += dy[n][e] * normed;
         if constexpr (kGated) dgate[e] *= dv;
-        dx[e] = dv * silu + residual[e];
+        dx[e] = dv * silu + residual[n][e];
       }
       store_pack(p.dx(i, j, g) + team.column(n), dx);
       if constexpr (kGated) store_pack(p.dgate(i, j, g) + team.column(n), dgate);
@@ -175,29 +187,37 @@ __global__ void __launch_bounds__(kBlock, 4)
   const std::int64_t pitch = static_cast<std::int64_t>(p.groups) * p.d;
   float* const partial = partials + run * pitch;
   const int first = (g - here) * p.d, size = min(groups_here, p.groups - (g - here)) * p.d;
-  for (int k = static_cast<int>(threadIdx.x); k < size; k += kBlock) partial[first + k] = sums[k];
+  for (int k = static_cast<int>(threadIdx.x); k < size; k += kThreads) partial[first + k] = sums[k];
 }
 
 template <int kLanes, int kPacks, bool kGated>
 struct Teams {
+  static constexpr int kTeams = kThreads / kLanes;
+  /// How many groups a block has teams for: as few teams as can be must be left over.
+  static int groups_of_a_block(int groups) {
+    int best = 1;
+    const auto covered = [&](int here) { return (groups + here - 1) / here * here; };
+    for (int here = 2; here <= kTeams; here *= 2)
+      if (covered(here) <= covered(best)) best = here;
+    return best;
+  }
   static void run(const Problem& p, const RmsNorm&, const Stream& stream) {
-    launch("rms_norm", stream, {(p.rows * kLanes + kBlock - 1) / kBlock, kBlock},
-           forward<kLanes, kPacks, kGated>, p);
+    launch("rms_norm", stream, {(p.rows + kTeams - 1) / kTeams}, forward<kLanes, kPacks, kGated>, p);
   }
   static void run(const Problem& p, const RmsNormBackward& a, const Stream& stream) {
     constexpr auto op = "rms_norm_backward";
-    constexpr int kTeams = kBlock / kLanes;
-    const int groups_here = std::min(p.groups, kTeams), slots = kTeams / groups_here;
+    constexpr int kBlocks = kSms * (kPacks == 1 ? 3 : 2);
+    const int groups_here = groups_of_a_block(p.groups), slots = kTeams / groups_here;
     const int group_tiles = (p.groups + groups_here - 1) / groups_here;
     const std::int64_t tokens = p.rows / p.groups, pitch = static_cast<std::int64_t>(p.groups) * p.d;
     const std::int64_t runs =
         std::min<std::int64_t>((tokens + slots - 1) / slots, std::max(1, kBlocks / group_tiles));
     const Workspace<float> partials(runs * pitch, stream, op);
     launch(op, stream,
-           {runs * group_tiles, kBlock, static_cast<std::size_t>(groups_here * p.d) * sizeof(float)},
+           {runs * group_tiles, kThreads, static_cast<std::size_t>(groups_here * p.d) * sizeof(float)},
            backward<kLanes, kPacks, kGated>, p, groups_here, group_tiles, tokens, partials.data());
-    launch_add_partials<float, float>(op, stream, partials.data(), runs, pitch, pitch,
-                                      {a.dweight.ptr<float>(), p.d, a.dweight.stride(0), 1});
+    launch_add_partials<float, float>(op, stream, partials.data(), runs, pitch,
+                                      {a.dweight.ptr<float>(), pitch, p.d, a.dweight.stride(0), 1});
   }
 };
 
@@ -209,10 +229,10 @@ void run_gated(const Problem& p, const Arguments& a, const Stream& stream) {
   if (packs == 12) return Teams<4, 3, kGated>::run(p, a, stream);
   if (packs <= 16) return Teams<8, 2, kGated>::run(p, a, stream);
   if (packs <= 32) return Teams<32, 1, kGated>::run(p, a, stream);
-  if (packs <= 64) return Teams<32, 2, kGated>::run(p, a, stream);
-  if (packs <= 128) return Teams<32, 4, kGated>::run(p, a, stream);
-  if (packs <= 192) return Teams<32, 6, kGated>::run(p, a, stream);
-  return Teams<32, 8, kGated>::run(p, a, stream);
+  if (packs <= 64) return Teams<64, 1, kGated>::run(p, a, stream);
+  if (packs <= 128) return Teams<64, 2, kGated>::run(p, a, stream);
+  if (packs <= 192) return Teams<64, 3, kGated>::run(p, a, stream);
+  return Teams<64, 4, kGated>::run(p, a, stream);
 }
 template <class Arguments>
 void run(const Problem& p, const Arguments& a, const Stream& stream) {

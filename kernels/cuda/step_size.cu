@@ -71,7 +71,7 @@ void step_size_backward(const StepSizeBackward& a, const Stream& stream) {
     const Workspace<double> sums(runs.count * h, stream, op);
     launch(op, stream, {runs.count}, backward<T>, strided<const S>(a.ddt), strided<const S>(a.dt),
            strided<T>(a.draw), sums.data(), runs, t, h, width);
-    launch_add_partials<double, S>(op, stream, sums.data(), runs.count, h, h, {a.dbias.ptr<S>(), h, 0, 1});
+    launch_add_partials<double, S>(op, stream, sums.data(), runs.count, h, {a.dbias.ptr<S>(), h, h, 0, 1});
   });
 }
 

@@ -90,11 +90,31 @@ inline bool in_packs(const ConstView& view, int n) {
   return view.rank() == 0 || view.dim(view.rank() - 1) % n == 0;
 }
 
-/// sigmoid and SiLU' for numbers that are stored as T: bfloat16 needs no more than the fast exponential.
+/// 2^x and 1/x of the special function units: enough for bfloat16.
+__device__ inline float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ inline float fast_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+constexpr float kLog2E = 1.44269504f;
+
+/// exp, sigmoid and SiLU' for numbers that are stored as T.
+template <class T>
+__device__ Compute<T> exp_for(Compute<T> x) {
+  if constexpr (std::is_same_v<T, bfloat16>)
+    return fast_exp2(x * kLog2E);
+  else
+    return exp(x);
+}
 template <class T>
 __device__ Compute<T> sigmoid_for(Compute<T> x) {
   if constexpr (std::is_same_v<T, bfloat16>)
-    return __fdividef(1.0f, 1.0f + __expf(-x));
+    return fast_reciprocal(1.0f + fast_exp2(x * -kLog2E));
   else
     return sigmoid(x);
 }

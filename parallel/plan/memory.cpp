@@ -1,9 +1,11 @@
 // What a rank's memory holds in a step. The terms are the tensors of Mixer::Saved, Mlp::Saved and
-// Model::Saved; letters as in kernels/types.h, with h, f, V and the tokens between layers divided by tp, t by
-// cp.
+// Model::Saved and, by the same names with a d before them, their gradients; letters as in kernels/types.h,
+// with h, f, V and the tokens between layers divided by tp, t by cp. All in bytes.
 #include <algorithm>
+#include <cmath>
 
 #include "core/cost_model.h"
+#include "parallel/layers/recompute.h"
 #include "parallel/plan/plan.h"
 
 namespace transmamba {
@@ -12,11 +14,14 @@ namespace {
 double real(std::int64_t x) { return static_cast<double>(x); }
 
 struct Sizes {
-  double b, t, T, d, h, n, p, f, V, w, tp, cp;
+  double T, S;  // of an element of either type
+  double b, t, d, h, n, p, f, V, w, tp, cp;
+  Recompute recompute;
   explicit Sizes(const Config& c)
-      : b(real(c.train.micro_batch)),
+      : T(element_bytes(c)),
+        S(statistics_bytes(c)),
+        b(real(c.train.micro_batch)),
         t(real(c.train.seq_len) / real(c.parallel.cp)),
-        T(real(c.train.seq_len)),
         d(real(c.model.hidden_size)),
         h(real(c.model.num_heads) / real(c.parallel.tp)),
         n(real(c.model.qk_head_dim)),
@@ -25,62 +30,140 @@ struct Sizes {
         V(real(c.model.vocab_size) / real(c.parallel.tp)),
         w(real(c.model.conv_width)),
         tp(real(c.parallel.tp)),
-        cp(real(c.parallel.cp)) {}
+        cp(real(c.parallel.cp)),
+        recompute(recompute_of(c.train.recompute)) {}
   double channels() const { return h * (2 * n + p); }
-  double rows() const { return b * t / tp; }  // tokens between layers
+  double aligned(double width) const { return std::ceil(width * T / 16) * 16; }  // a row of aligned_rows()
+  double rows() const { return b * t / tp * d * T; }              // (rows, d): what is between layers
+  double all_rows() const { return tp > 1 ? b * t * d * T : 0; }  // of all tp ranks, gathered
+  // Gradient of a layer's input and, on several tp ranks, the input of all and that gradient's partial sums.
+  double input_projection() const { return tp > 1 ? 2 * all_rows() : rows(); }
 };
 
-/// Segments, tokens before P and segments with SSM tokens, of the rank where each is largest.
+/// Of the rank where each is largest, for one mixer.
 struct Dealt {
-  double segments = 0, all_segments = 0, before = 0, scanned = 0;
+  double segments = 0, all_segments = 0;
+  double before = 0;  // tokens before P
+  double state = 0;   // states at P that are not those that enter a segment
+  double seen = 0;    // keys that its queries see, gathered from others
+  double given = 0;   // tokens that it sends for that, one to two ranks counted twice
+  bool is_scanned = false;
 };
 
-Dealt dealt(const ContextLayout& layout, std::int64_t transpoint) {
+Dealt dealt(const ContextLayout& layout, std::int64_t transpoint, std::int64_t length) {
   Dealt most;
+  most.is_scanned = transpoint < length;
+  std::vector<std::int64_t> seen;
   for (const auto& mine : layout.segments) {
+    seen.push_back(0);
+    for (const Segment& s : mine)
+      if (s.begin < transpoint) seen.back() = std::max(seen.back(), std::min(transpoint, s.end));
+  }
+  for (std::size_t rank = 0; rank < seen.size(); ++rank) {
     Dealt here;
-    for (const Segment& s : mine) {
+    for (const Segment& s : layout.segments[rank]) {
       here.before += real(std::clamp(transpoint, s.begin, s.end) - s.begin);
-      here.scanned += s.end > transpoint;
+      here.state += s.end > transpoint && (s.begin < transpoint || layout.segments.size() == 1);
+      for (std::size_t other = 0; other < seen.size(); ++other)
+        if (other != rank) here.given += real(std::clamp(seen[other], s.begin, s.end) - s.begin);
     }
-    most.segments = std::max(most.segments, real(static_cast<std::int64_t>(mine.size())));
+    const double segments = real(static_cast<std::int64_t>(layout.segments[rank].size()));
+    most.segments = std::max(most.segments, segments);
     most.before = std::max(most.before, here.before);
-    most.scanned = std::max(most.scanned, here.scanned);
-    most.all_segments += real(static_cast<std::int64_t>(mine.size()));
+    most.state = std::max(most.state, here.state);
+    if (seen.size() > 1 && 3 * real(seen[rank]) + here.given > 3 * most.seen + most.given)
+      most.seen = real(seen[rank]), most.given = here.given;
+    most.all_segments += segments;
   }
   return most;
 }
 
-/// Elements that a mixer keeps of one micro-batch.
-double mixer_saved(const Sizes& z, const Dealt& x) {
-  const double tokens = z.b * z.t, state = z.b * z.h * z.n * z.p;
-  double kept = 2 * z.rows() * z.d;                       // residual, u
-  kept += tokens * (2 * z.channels() + z.h * (z.p + 2));  // projected, qkv, dt
-  kept += tokens * 2 * z.h * z.p;                         // y, normed
-  kept += z.b * x.before * z.h * (2 * z.n + 1);           // q_rot, k_rot, lse
-  kept += x.scanned * state;                              // states at the first SSM tokens
-  if (z.cp > 1) {
-    kept += z.b * x.segments * (z.w - 1) * z.channels();              // halos
-    if (x.scanned > 0) kept += x.all_segments * (state + z.b * z.h);  // entering states of all segments
+struct LayerBytes {
+  double kept = 0;      // from the forward to the backward pass
+  double backward = 0;  // at most in the latter, what was kept included
+};
+
+LayerBytes mixer_bytes(const Sizes& z, const Dealt& x, bool converter) {
+  const double tokens = z.b * z.t, one_state = z.b * z.h * z.n * z.p * z.S, decay = z.b * z.h * z.S;
+  const double residual = z.rows(), u = z.rows();
+  const double projected = tokens * z.aligned(z.channels() + z.h * (z.p + 1));
+  const double halo = z.cp > 1 ? z.b * x.segments * (z.w - 1) * z.channels() * z.T : 0;
+  const double dt = tokens * z.h * z.S, qkv = tokens * z.channels() * z.T;
+  const double k_rotated = x.is_scanned && converter ? z.b * x.before * z.h * z.n * z.T : 0;
+  const double lse = z.b * x.before * z.h * z.S;
+  const bool hands_over = z.cp > 1 && x.is_scanned;
+  const double entering = hands_over ? x.segments * one_state + x.all_segments * decay : 0;
+  const double state = x.state * one_state;
+  const double y = tokens * z.h * z.p * z.T, normed = y;
+
+  const double always = residual + projected + halo + dt + lse + entering + state + y;
+  const double again = u + normed + qkv + k_rotated;
+  LayerBytes bytes;
+  bytes.kept = z.recompute == Recompute::full        ? residual
+               : z.recompute == Recompute::selective ? always
+                                                     : always + again;
+
+  const double dy = y, dprojected = projected, dqkv = qkv, dk_rotated = k_rotated, ddt = dt;
+  const double through_output =
+      always + again - (z.recompute == Recompute::selective ? qkv + k_rotated : 0) + dy + z.all_rows();
+  // Attention's keys and values from other ranks, their gradients, and buffers of what comes and goes.
+  const double attending = (3 * x.seen + x.given) * z.b * z.h * (z.n + z.p) * z.T;
+  // Gradients of states: one, or those of this rank's segments, of all ranks', and of these in order.
+  const double scanning = hands_over ? (x.segments * (1 + z.cp) + x.all_segments) * (one_state + decay)
+                                     : one_state * x.is_scanned;
+  const double through_mixing =
+      always + again - normed + dy + dprojected + dqkv + dk_rotated + ddt + std::max(attending, scanning);
+  const double through_input = residual + u + dprojected + z.input_projection();
+  bytes.backward = std::max({through_output, through_mixing, through_input});
+  return bytes;
+}
+
+LayerBytes mlp_bytes(const Sizes& z) {
+  const double residual = z.rows(), u = z.rows(), hidden = z.b * z.t * z.f * z.T, gate_up = 2 * hidden;
+  const double dhidden = hidden;  // that of gate_up takes its place
+  LayerBytes bytes;
+  bytes.kept = z.recompute == Recompute::full        ? residual
+               : z.recompute == Recompute::selective ? residual + gate_up
+                                                     : residual + gate_up + u + hidden;
+  bytes.backward = residual + u + gate_up + std::max(hidden + dhidden + z.all_rows(), z.input_projection());
+  return bytes;
+}
+
+/// The same for one virtual stage.
+LayerBytes stage_bytes(const Sizes& z, const Config& config, const Stage& stage,
+                       const std::vector<std::int64_t>& transpoints, const ContextLayout& layout) {
+  const ModelConfig& m = config.model;
+  const double dresidual = z.rows(), ids = z.b * z.t * 4;
+  LayerBytes bytes;
+  bytes.kept = 2 * ids;  // tokens, targets
+  std::int64_t mixer = 0;
+  for (std::int64_t i = 0; i < stage.end; ++i) {
+    const bool is_mixer = m.kind(i) == 'T';
+    const std::int64_t transpoint = is_mixer ? transpoints[static_cast<std::size_t>(mixer++)] : 0;
+    if (i < stage.begin) continue;
+    const LayerBytes layer =
+        is_mixer ? mixer_bytes(z, dealt(layout, transpoint, config.train.seq_len), m.memory_converter)
+                 : mlp_bytes(z);
+    bytes.backward = std::max(bytes.backward, bytes.kept + layer.backward + dresidual);
+    bytes.kept += layer.kept;
   }
-  return kept;
+  if (!stage.is_last) return bytes;
+  const double residual = z.rows(), normed = z.rows(), lse = z.b * z.t * z.S;
+  const double logits = z.b * z.t * z.aligned(z.V);  // their gradient takes their place
+  bytes.kept += residual + lse + logits + (z.recompute == Recompute::none ? normed : 0);
+  bytes.backward = std::max(
+      bytes.backward, bytes.kept + z.input_projection() + (z.recompute == Recompute::none ? 0 : normed));
+  return bytes;
 }
 
-/// What a layer's backward pass holds last: the gradient of its input, and on several tp ranks the input and
-/// that gradient's partial sums, of all rows.
-double input_working(const Sizes& z) { return z.tp > 1 ? 2 * z.b * z.t * z.d : z.rows() * z.d; }
-
-/// Elements that a mixer's backward pass needs meanwhile: gradients of its intermediates, and in turn those
-/// of attention (on several context ranks with the keys and values that queries see, and their gradients) and
-/// of its input.
-double mixer_working(const Sizes& z, const Dealt& x, double transpoint) {
-  double attending = 2 * z.b * x.before * z.h * z.n;
-  if (z.cp > 1 && x.before > 0) attending += 2 * z.b * std::min(transpoint, z.T) * z.h * (z.n + z.p);
-  return z.b * z.t * (z.h * z.p + 2 * z.channels() + z.h * (z.p + 2)) + std::max(attending, input_working(z));
+/// Of stage_parameters(), those that are no matrices: convolutions, norms, biases, A_log, D.
+double small_parameters(const Config& config, const Stage& stage) {
+  const Sizes z(config);
+  double count = stage.is_last ? z.d : 0;
+  for (std::int64_t i = stage.begin; i < stage.end; ++i)
+    count += z.d + (config.model.kind(i) == 'T' ? (z.w + 1) * z.channels() + z.h * (z.p + 3) : 0);
+  return count;
 }
-
-double mlp_saved(const Sizes& z) { return 2 * z.rows() * z.d + 3 * z.b * z.t * z.f; }  // + gate_up, hidden
-double mlp_working(const Sizes& z) { return z.b * z.t * z.f + input_working(z); }
 
 }  // namespace
 
@@ -105,48 +188,33 @@ std::vector<Memory> predict_memory(const Config& config, const std::vector<std::
                                    const ContextLayout& layout, const std::vector<Stage>& stages,
                                    const Schedule& schedule) {
   const Sizes z(config);
-  const double bytes = element_bytes(config), pp = real(schedule.pp());
-
-  // Of each virtual stage: kept by one micro-batch, and the most that its backward pass holds, what is kept
-  // included. A layer's part of it is freed as soon as its gradients are there.
-  std::vector<double> kept(stages.size(), 0.0), most(stages.size(), 0.0);
-  std::size_t mixer = 0;
-  for (std::size_t s = 0; s < stages.size(); ++s) {
-    const double gradient = z.rows() * z.d;                         // of the residual
-    double so_far = stages[s].is_first ? z.b * z.t : 0;             // tokens
-    if (stages[s].is_last) so_far += 2 * gradient + 2 * z.b * z.t;  // residual, normed, targets, lse
-    for (std::int64_t i = stages[s].begin; i < stages[s].end; ++i) {
-      const bool is_mixer = config.model.kind(i) == 'T';
-      const std::int64_t transpoint = is_mixer ? transpoints[mixer++] : 0;
-      const Dealt x = dealt(layout, transpoint);
-      so_far += is_mixer ? mixer_saved(z, x) : mlp_saved(z);
-      const double working = is_mixer ? mixer_working(z, x, real(transpoint)) : mlp_working(z);
-      most[s] = std::max(most[s], so_far + working + gradient);
-    }
-    const double logits = stages[s].is_last ? z.b * z.t * z.V : 0;  // freed before the layers' turn
-    kept[s] = so_far + logits;
-    most[s] = std::max(most[s], kept[s] + (stages[s].is_last ? gradient + input_working(z) : 0));
-  }
+  std::vector<LayerBytes> bytes;
+  for (const Stage& stage : stages) bytes.push_back(stage_bytes(z, config, stage, transpoints, layout));
 
   std::vector<Memory> ranks(schedule.ranks.size());
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
     Memory& memory = ranks[rank];
-    double parameters = 0;
-    for (std::size_t s = rank; s < stages.size(); s += ranks.size())
+    double parameters = 0, matrices = 0;
+    for (std::size_t s = rank; s < stages.size(); s += ranks.size()) {
       parameters += stage_parameters(config, stages[s]);
-    memory.parameters = memory.gradients = parameters * bytes;
-    memory.optimizer = 2 * parameters * bytes / (real(std::max<std::int64_t>(1, config.parallel.dp)) * z.cp);
+      matrices += stage_parameters(config, stages[s]) - small_parameters(config, stages[s]);
+    }
+    const double masters = z.T < z.S ? matrices : 0;  // of values that are rounded
+    memory.parameters = matrices * z.T + (parameters - matrices) * z.S;
+    memory.gradients = parameters * z.S;
+    memory.optimizer =
+        (2 * parameters + masters) * z.S / (real(std::max<std::int64_t>(1, config.parallel.dp)) * z.cp);
     double in_flight = 0, peak = 0;
     for (const Action& a : schedule.ranks[rank]) {
-      const std::size_t s = static_cast<std::size_t>(a.chunk) * ranks.size() + rank;
+      const LayerBytes& stage = bytes[static_cast<std::size_t>(a.chunk) * ranks.size() + rank];
       const bool is_forward = a.kind == Action::Kind::forward;
-      if (!is_forward) peak = std::max(peak, in_flight + (most[s] - kept[s]) * bytes);
-      in_flight += (is_forward ? kept[s] : -kept[s]) * bytes;
+      if (!is_forward) peak = std::max(peak, in_flight - stage.kept + stage.backward);
+      in_flight += is_forward ? stage.kept : -stage.kept;
       memory.activations = std::max(memory.activations, in_flight);
     }
     memory.working = std::max(0.0, peak - memory.activations);
     // What stages get for their next action, and what they have sent of the last ones.
-    if (pp > 1) memory.working += (1 + 2 * real(schedule.chunks)) * z.rows() * z.d * bytes;
+    if (ranks.size() > 1) memory.working += (1 + 2 * real(schedule.chunks)) * z.rows();
   }
   return ranks;
 }

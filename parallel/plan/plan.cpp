@@ -60,7 +60,7 @@ double exposed_dp_seconds(const Plan& plan) {
     const double bytes = plan.memory[rank].gradients;
     const double bucket = std::min(bytes, p.bucket_mb * (1 << 20));
     const double scatter = reduce_scatter_seconds(links, group, bytes);
-    const double gather = all_gather_seconds(links, group, bytes);
+    const double gather = all_gather_seconds(links, group, plan.memory[rank].parameters);
     most = std::max(most, std::max(scatter - backward, reduce_scatter_seconds(links, group, bucket)) +
                               std::max(gather - forward, 0.0));
   }
@@ -120,7 +120,7 @@ Plan make_plan(const Config& config, int ranks, const Machine& machine) {
   step.dp = exposed_dp_seconds(plan);
   double parameters = 0;
   for (const Memory& memory : plan.memory)
-    parameters = std::max(parameters, memory.parameters / element_bytes(c));
+    parameters = std::max(parameters, memory.gradients / statistics_bytes(c));
   step.optimizer = machine.adamw.call + machine.adamw.forward * parameters / static_cast<double>(p.dp * p.cp);
   plan.tokens_per_second = static_cast<double>(c.train.global_batch * c.train.seq_len) / step.total();
   return plan;

@@ -15,8 +15,8 @@ namespace transmamba {
 /// Bytes on one rank. What the allocator keeps for reuse beside them, and the program itself, come on top.
 struct Memory {
   double parameters = 0;   ///< values of the rank's layers, cut over tp
-  double gradients = 0;    ///< as many
-  double optimizer = 0;    ///< two moments, cut over dp and cp
+  double gradients = 0;    ///< as many, of type S
+  double optimizer = 0;    ///< two moments, and master weights of rounded values, cut over dp and cp
   double activations = 0;  ///< what forward passes keep (the Saved structs) of the micro-batches in flight
   double working = 0;      ///< what a backward pass adds at its peak, and transfers between stages
   double total() const { return parameters + gradients + optimizer + activations + working; }

@@ -74,7 +74,10 @@ Seconds cp_seconds(const RankShare& share, std::int64_t transpoint) {
 
 }  // namespace
 
-double element_bytes(const Config& config) { return config.train.dtype == "float64" ? 8 : 4; }
+double element_bytes(const Config& config) {
+  return config.train.dtype == "float64" ? 8 : config.train.dtype == "bfloat16" ? 2 : 4;
+}
+double statistics_bytes(const Config& config) { return config.train.dtype == "float64" ? 8 : 4; }
 
 LayerTime mixer_time(const RankShare& share, std::int64_t transpoint) {
   const Config& c = share.config;

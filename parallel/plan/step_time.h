@@ -42,7 +42,8 @@ std::vector<LayerTime> layer_times(const RankShare& share, std::span<const std::
 /// perfect. What does not depend on positions counts as evenly dealt.
 double waiting_imbalance(const RankShare& share, std::span<const std::int64_t> transpoints);
 
-/// Bytes of an element of train.dtype.
+/// Bytes of an element of train.dtype, and of its statistics' type S (kernels/types.h).
 double element_bytes(const Config& config);
+double statistics_bytes(const Config& config);
 
 }  // namespace transmamba

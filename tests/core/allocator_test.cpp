@@ -147,6 +147,22 @@ TEST(GpuMemory, GrowsWithoutMovingAndHandsBlocksOutAgain) {
   EXPECT_NE(memory.allocate(0).get(), nullptr);
 }
 
+TEST(GpuMemory, HasTheFingerprintOfWhatIsInUse) {
+  Allocator memory(std::make_unique<FakeRange>(200 << 20));
+  const auto a = memory.allocate(1000);
+  const std::uint64_t before = memory.fingerprint();
+  const std::byte* place = nullptr;
+  for (int i = 0; i < 3; ++i) {  // the second time the range has grown
+    auto b = memory.allocate(50 << 20), c = memory.allocate(100 << 20);
+    EXPECT_NE(memory.fingerprint(), before);
+    EXPECT_EQ(c.get(), i == 0 ? place = c.get() : place);
+    b.reset(), c.reset();
+    EXPECT_EQ(memory.fingerprint(), before);
+  }
+  const auto other = memory.allocate(1000);
+  EXPECT_NE(memory.fingerprint(), before);
+}
+
 TEST(GpuMemory, OutOfItSaysHowMuchIsWantedInUseAndThere) {
   Allocator memory(std::make_unique<FakeRange>(100 << 20));
   const auto a = memory.allocate(70 << 20);  // 64 MiB do not do, nor do 128: exactly what is missing

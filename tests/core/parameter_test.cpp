@@ -57,6 +57,7 @@ TEST(ParameterStore, APackStacksPartsOfWhichSomeAreEmpty) {
 struct Mixed {
   Allocator memory;
   ParameterStore store;
+  Pack matrices;
   Mixed(DType dtype, int parts, std::int64_t bucket_bytes) {
     for (const char* layer : {"0.", "1.", "2."}) {
       const auto spec = [&](const char* name, const Shape& shape, bool decays) {
@@ -65,7 +66,7 @@ struct Mixed {
       ParameterSpec norm = spec("norm", {7}, false);
       norm.summed_over = GradientSum::tp, norm.primary = false;
       store.add({norm});
-      store.add({spec("q", {6, 7}, true), spec("k", {5, 7}, true)});
+      matrices = store.add({spec("q", {6, 7}, true), spec("k", {5, 7}, true)});
       store.add({spec("bias", {11}, false)});
     }
     ParameterSpec tied{"tied", {{9, 7}}, Init::normal(1), true, true, GradientSum::ends};
@@ -122,8 +123,8 @@ TEST(ParameterStore, GapsStayZeroAndMatricesOfBfloat16AreTheRoundedValues) {
     for (std::size_t k = 0; k < unrounded[i].size(); ++k) {
       ASSERT_EQ(unrounded[i][k], wide.store.parameters()[i].value.ptr<float>()[k]);
       const bool matrix = p.value.dtype() == DType::bf16;
-      if (matrix) ASSERT_EQ(p.value.ptr<bfloat16>()[k].bits, to_bfloat16(unrounded[i][k]).bits);
-      if (!matrix) ASSERT_EQ(p.value.ptr<float>()[k], unrounded[i][k]);
+      const float kept = matrix ? to_float(p.value.ptr<bfloat16>()[k]) : p.value.ptr<float>()[k];
+      ASSERT_EQ(kept, matrix ? to_float(to_bfloat16(unrounded[i][k])) : unrounded[i][k]);
     }
   }
   for (const Bucket& bucket : narrow.store.buckets())
@@ -131,6 +132,8 @@ TEST(ParameterStore, GapsStayZeroAndMatricesOfBfloat16AreTheRoundedValues) {
       set += bucket.values.dtype() == DType::bf16 ? bucket.values.ptr<bfloat16>()[i].bits != 0
                                                   : bucket.values.ptr<float>()[i] != 0;
   EXPECT_EQ(set, in_parameters);
+  EXPECT_EQ(narrow.matrices.value().dtype(), DType::bf16);
+  EXPECT_EQ(narrow.matrices.grad().dtype(), DType::f32);
   EXPECT_THAT(testing::error_of([&] { narrow.store.values(); }), ::testing::HasSubstr("bfloat16"));
 }
 

@@ -44,7 +44,7 @@ std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.nam
 
 class PlanMemory : public ::testing::TestWithParam<Case> {};
 
-TEST_P(PlanMemory, IsWithinATenthOfWhatTheAllocatorHeld) {
+TEST_P(PlanMemory, IsWithinFivePercentOfWhatTheAllocatorHeld) {
   Config config = parse_config_text(
       "[model]\nvocab_size = 256\nhidden_size = 64\nnum_heads = 4\nnum_layers = 8\nffn_hidden_size = 176\n"
       "transpoints = 0,64,T,128\n[train]\nseq_len = 256\nmicro_batch = 2\nglobal_batch = 8\n",
@@ -55,7 +55,7 @@ TEST_P(PlanMemory, IsWithinATenthOfWhatTheAllocatorHeld) {
   ASSERT_EQ(predicted.size(), measured.size());
   for (std::size_t rank = 0; rank < measured.size(); ++rank) {
     const Memory& m = predicted[rank];
-    EXPECT_NEAR(m.total() / measured[rank], 1, 0.1)
+    EXPECT_NEAR(m.total() / measured[rank], 1, 0.05)
         << "pipeline rank " << rank << ": measured " << measured[rank] << ", predicted " << m.total()
         << ": parameters " << m.parameters << ", gradients " << m.gradients << ", optimizer " << m.optimizer
         << ", activations " << m.activations << ", working " << m.working;
@@ -73,7 +73,14 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"tp2_cp2", 4, {"--parallel.tp", "2", "--parallel.cp", "2"}},
                       Case{"cp4_contiguous", 4, {"--parallel.cp", "4", "--parallel.cp_layout", "contiguous"}},
                       Case{"pp2_virtual", 2, {"--parallel.pp", "2", "--parallel.virtual_stages", "2"}},
-                      Case{"tp2_pp2", 4, {"--parallel.tp", "2", "--parallel.pp", "2"}}),
+                      Case{"tp2_pp2", 4, {"--parallel.tp", "2", "--parallel.pp", "2"}},
+                      Case{"selective", 1, {"--train.recompute", "selective"}},
+                      Case{"full", 1, {"--train.recompute", "full"}},
+                      Case{"selective_tp2", 2, {"--train.recompute", "selective", "--parallel.tp", "2"}},
+                      Case{"full_tp2", 2, {"--train.recompute", "full", "--parallel.tp", "2"}},
+                      Case{"selective_cp2", 2, {"--train.recompute", "selective", "--parallel.cp", "2"}},
+                      Case{"full_cp2", 2, {"--train.recompute", "full", "--parallel.cp", "2"}},
+                      Case{"selective_pp2", 2, {"--train.recompute", "selective", "--parallel.pp", "2"}}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -1,0 +1,39 @@
+#include "parallel/micro_batch.h"
+
+#include "kernels/elementwise.h"
+
+namespace transmamba {
+
+MicroBatch::MicroBatch(const Context& context, const Model& model, const View& loss, double scale)
+    : context_(context), model_(model), loss_(loss), scale_(scale) {}
+
+void MicroBatch::enqueue() const {
+  Model::Saved saved;
+  const Tensor logits = model_.forward(context_, tokens_, &saved);
+  sum({.x = model_.token_losses(context_, logits, targets_, &saved), .result = loss_}, context_.stream);
+  model_.backward(context_, scale_, saved);
+}
+
+void MicroBatch::run(const Batch& batch) {
+  if (!tokens_) {
+    tokens_ = context_.empty(batch.tokens.shape(), DType::i32);
+    targets_ = context_.empty(batch.targets.shape(), DType::i32);
+  }
+  from_host(context_, batch.tokens, tokens_);
+  from_host(context_, batch.targets, targets_);
+  const std::uint64_t in_use = context_.memory->fingerprint();
+  if (!warm_) {
+    warm_ = true;
+    return enqueue();
+  }
+  if (!graph_) {
+    fingerprint_ = in_use;
+    graph_ = gpu::capture(context_.stream, [&] { enqueue(); });
+  }
+  if (in_use == fingerprint_)
+    graph_->launch(context_.stream);
+  else
+    enqueue();
+}
+
+}  // namespace transmamba
