@@ -9,14 +9,14 @@
 
 The peer is what a PyTorch user trains fast with today: bfloat16 matrices with float32 masters, torch.compile without
 graph breaks on each layer (with the next layer's norm), cuDNN's attention on the prefix alone, the SSM and the Memory
-Converter in mamba-ssm's Triton kernels with their best chunk, the causal convolution left to the compiler (the package
-causal_conv1d is one kernel less fused, and needs a build), gradient clipping, fused AdamW. Its parameters that are no
-matrices are float32, as ours. A step is forward, backward, clipping and AdamW; times are of many steps between two
-synchronisations. mamba-ssm's Triton files are taken from --mamba-ssm FOLDER, an unpacked source distribution, or else
-downloaded; its CUDA extensions are neither built nor needed. PyTorch (2.6 or newer, for CUDA), einops and h5py must be
-there, or the first run installs them in build/peer-torch-gpu. Words --section.key VALUE go to our program.
+Converter in mamba-ssm's Triton kernels with the best chunk for each, the causal convolution left to the compiler (the
+package causal_conv1d is one kernel less fused, and needs a build), gradient clipping, fused AdamW. Its parameters that
+are no matrices are float32, as ours. A step is forward, backward, clipping and AdamW; times are of many steps between
+two synchronisations. mamba-ssm's Triton files are taken from --mamba-ssm FOLDER, an unpacked source distribution, or
+else downloaded; its CUDA extensions are neither built nor needed. PyTorch (2.6 or newer, for CUDA), einops and h5py
+must be there, or the first run installs them in build/peer-torch-gpu. Words --section.key VALUE go to our program.
 """
-import argparse, json, math, os, subprocess, sys, tarfile, tempfile
+import argparse, json, math, os, re, subprocess, sys, tarfile, tempfile
 from pathlib import Path
 from statistics import median
 
@@ -90,7 +90,7 @@ def shape(a, layers, schedule):
               "num_heads": a.heads, "qk_head_dim": a.hidden // a.heads, "v_head_dim": a.hidden // a.heads,
               "ffn_hidden_size": a.ffn, "transpoints": ",".join(map(str, points)), "tie_embeddings": True,
               "batch": a.batch, "seq_len": a.seq_len}
-    return {"config": config, "chunk": a.chunk}
+    return {"config": config}
 
 
 def ours(a, folder, layers, schedule):
@@ -99,21 +99,22 @@ def ours(a, folder, layers, schedule):
     keys = {"model.transpoint_unit": "token", "model.num_heads": a.heads, "model.ffn_hidden_size": a.ffn,
             "model.tie_embeddings": "true", "train.device": a.device, "train.dtype": a.dtype, "train.threads": 0}
     run = common.ours(a, folder, a.steps + 3, **keys)
-    return {"seconds": run["seconds"][""][3:], "bytes": run["tensors"]}
+    return {"seconds": run["seconds"][""][3:], "bytes": run["tensors"],
+            "parameters": int(re.search(r"(\d+) parameters", run["text"])[1])}
 
 
-def compare_steps(a, peer, folder):
+def compare_steps(a, peer, folder, chunks):
     print(f"\nhidden {a.hidden}, {a.heads} heads of {a.hidden // a.heads}, FFN {a.ffn}, vocabulary {a.vocab}, tied; "
-          f"batch {a.batch} x T {a.seq_len}; chunk {a.chunk}; {a.rounds} rounds of {a.steps} steps, medians\n"
+          f"batch {a.batch} x T {a.seq_len}; {a.rounds} rounds of {a.steps} steps, medians\n"
           f"{'layers':8}{'schedule':12} {'PyTorch s':>10} {'tokens/s':>9} {'GiB':>5}   {'ours s':>8} {'tokens/s':>9} "
           f"{'GiB':>5}   {'ratio':>6} {'least':>6} {'most':>6}")
-    error, where = peer.ask("check_compiled", **shape(a, 4, a.schedules[0]))["error"]
+    error, where = peer.ask("check_compiled", **shape(a, 4, a.schedules[0]), chunks=chunks)["error"]
     if not error <= 0.05:
         sys.exit(f"torch.compile changed the gradient of {where} by {error:.2g} of it")
     tokens, rows = a.batch * a.seq_len, []
     for layers in a.models:
         for schedule in a.schedules:
-            built = peer.ask("build", **shape(a, layers, schedule))
+            built = peer.ask("build", **shape(a, layers, schedule), chunks=chunks)
             theirs, mine, memory = [], [], (0, 0)
             for _ in range(a.rounds):
                 run = peer.ask("steps", steps=a.steps)
@@ -122,6 +123,8 @@ def compare_steps(a, peer, folder):
                     sys.exit(f"the peer's loss is {run['loss']}")
                 if not a.peer_only:
                     own = ours(a, folder, layers, schedule)
+                    if own["parameters"] != built["parameters"]:
+                        sys.exit(f"PyTorch's model has {built['parameters']} parameters, ours {own['parameters']}")
                     mine.append(median(own["seconds"]))
                     memory = run["bytes"], own["bytes"]
             middle = median(theirs)
@@ -146,7 +149,7 @@ def compare_kernels(a, peer, folder):
                      "--filter", "^(attention|ssd_scan|ssd_summary)(_backward)?$",
                      *(w for k, v in words.items() for w in ("--" + k, v)), *a.extra])
         mine = {k["name"]: 1e3 * k["seconds"] for k in json.loads(out.read_text())["kernels"]}
-    print(f"\nbatch {a.batch}, T {a.seq_len}, {a.heads} heads of {a.hidden // a.heads}; all tokens attend, are scanned, "
+    print(f"\nbatch {a.batch}, T {a.seq_len}, {a.heads} heads of {a.hidden // a.heads}; all tokens attend, are scanned "
           f"or are converted\n{'kernel':24} {'PyTorch ms':>11} {'chunk':>6} {'ours ms':>9} {'ratio':>6}")
     for name, (ms, chunk) in best.items():
         own = f"{mine[name]:9.3f} {ms / mine[name]:6.2f}" if name in mine else ""
@@ -160,8 +163,7 @@ def main():
     for key, default, text in (("hidden", 1536, "width"), ("heads", 16, "heads"), ("ffn", 4096, "MLP width"),
                                ("vocab", 32768, "vocabulary"), ("seq-len", 8192, "tokens a sequence, T"),
                                ("batch", 2, "sequences a step"), ("rounds", 3, "alternations"),
-                               ("steps", 10, "steps timed in each"),
-                               ("chunk", 128, "of the peer's SSD in whole steps")):
+                               ("steps", 10, "steps timed in each")):
         p.add_argument("--" + key, type=int, default=default, help=f"{text} ({default})")
     p.add_argument("--models", type=lambda s: [int(x) for x in s.split(",")], default=[24, 64],
                    help="numbers of layers (24,64: 419M and 1.03B parameters)")
@@ -203,7 +205,9 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         common.write_tokens(folder, a.vocab, max(200_000, 4 * a.batch * a.seq_len))
-        rows = compare_kernels(a, peer, folder) + ([] if a.kernels else compare_steps(a, peer, folder))
+        rows = compare_kernels(a, peer, folder)
+        chunks = [row["chunk"] for row in rows if row["chunk"]]
+        rows += [] if a.kernels else compare_steps(a, peer, folder, chunks)
     peer.close()
     if a.json:
         a.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -14,7 +14,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import compare_torch_cpu as common  # which has imported the reference because of --worker
 reference, ROOT = common.reference, common.ROOT
-CHUNKS = (64, 128, 256)
+CHUNKS = (64, 128, 256)  # to choose from
+SSD_KERNELS = ("ssd_scan", "ssd_scan_backward", "ssd_summary", "ssd_summary_backward")
 DEVICE, DTYPE = "cuda", torch.bfloat16
 
 
@@ -43,7 +44,7 @@ def define_ops(folder):
 
     @torch.library.custom_op("peer::scan", mutates_args=())
     def scan(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, D: Tensor, state: Optional[Tensor],
-             chunk: int) -> Tensor:
+             chunk: int, chunk_back: int) -> Tensor:
         return combined._mamba_chunk_scan_combined_fwd(v, dt, A, k, q, chunk, D=D, initial_states=state)[0]
 
     @torch.library.custom_op("peer::scan_backward", mutates_args=())
@@ -56,7 +57,7 @@ def define_ops(folder):
         return tuple(x.contiguous() for x in (dq, dk, dv, ddt, dA, dD, dstate.float()))
 
     @torch.library.custom_op("peer::convert", mutates_args=())
-    def convert(k: Tensor, v: Tensor, dt: Tensor, A: Tensor, chunk: int) -> Tensor:
+    def convert(k: Tensor, v: Tensor, dt: Tensor, A: Tensor, chunk: int, chunk_back: int) -> Tensor:
         decay, steps = chunk_state._chunk_cumsum_fwd(dt, A, chunk)
         states = chunk_state._chunk_state_fwd(k, v, steps, decay, states_in_fp32=True)
         return passing._state_passing_fwd(flat(states), decay[..., -1])[1].unflatten(-1, states.shape[-2:])
@@ -77,25 +78,28 @@ def define_ops(folder):
         return dk.to(k.dtype).contiguous(), dv.contiguous(), ddt.contiguous(), dA
 
     new = lambda x, dtype=None: torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
-    scan.register_fake(lambda q, k, v, dt, A, D, state, chunk: new(v))
+    scan.register_fake(lambda q, k, v, dt, A, D, state, chunk, chunk_back: new(v))
     scan_backward.register_fake(lambda dy, q, k, v, dt, A, D, state, chunk: (
         new(q), new(k), new(v), new(dt), new(A), new(D),
         v.new_empty(0, dtype=torch.float) if state is None else new(state)))
-    convert.register_fake(lambda k, v, dt, A, chunk: k.new_empty(k.shape[0], k.shape[2], v.shape[3], k.shape[3],
-                                                                 dtype=torch.float))
+    convert.register_fake(lambda k, v, dt, A, chunk, chunk_back: k.new_empty(
+        k.shape[0], k.shape[2], v.shape[3], k.shape[3], dtype=torch.float))
     convert_backward.register_fake(lambda dstate, k, v, dt, A, chunk: (new(k), new(v), new(dt), new(A)))
 
-    def save(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:-1])
+    def save(ctx, inputs, output):  # the backward kernels recompute the states, in chunks of their own
+        ctx.save_for_backward(*inputs[:-2])
         ctx.chunk = inputs[-1]
 
     def scan_gradients(ctx, dy):
         grads = scan_backward(dy, *ctx.saved_tensors, ctx.chunk)
-        return *grads[:6], None if ctx.saved_tensors[6] is None else grads[6], None
+        return *grads[:6], None if ctx.saved_tensors[6] is None else grads[6], None, None
 
     scan.register_autograd(scan_gradients, setup_context=save)
-    convert.register_autograd(lambda ctx, dstate: (*convert_backward(dstate, *ctx.saved_tensors, ctx.chunk), None),
-                              setup_context=save)
+
+    def convert_gradients(ctx, dstate):
+        return *convert_backward(dstate, *ctx.saved_tensors, ctx.chunk), None, None
+
+    convert.register_autograd(convert_gradients, setup_context=save)
     return tuners
 
 
@@ -109,7 +113,7 @@ def rope(x, cos, sin):
     return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(DTYPE)
 
 
-def mixer(u, W, tables, shape, cut, chunk):
+def mixer(u, W, tables, shape, cut, chunks):
     h, n, p, gate, converts, eps = shape
     b, T, _ = u.shape
     channels = h * (2 * n + p)
@@ -127,15 +131,16 @@ def mixer(u, W, tables, shape, cut, chunk):
         y = F.scaled_dot_product_attention(*heads_first, is_causal=True).transpose(1, 2).float()
         parts.append(y * F.silu(z[:, :cut].float()) if gate == "all" else y)
     if cut < T:
-        state = torch.ops.peer.convert(k[:, :cut], v[:, :cut], dt[:, :cut], A, chunk) if cut and converts else None
-        y = torch.ops.peer.scan(q[:, cut:], k[:, cut:], v[:, cut:], dt[:, cut:], A, W["D"], state, chunk).float()
+        prefix, tail = ([s[:, :cut] for s in (k, v, dt)], [s[:, cut:] for s in (q, k, v, dt)])
+        state = torch.ops.peer.convert(*prefix, A, *chunks[2:]) if cut and converts else None
+        y = torch.ops.peer.scan(*tail, A, W["D"], state, *chunks[:2]).float()
         parts.append(y if gate == "none" else y * F.silu(z[:, cut:].float()))
     y = norm(torch.cat(parts, 1), W["out_norm.weight"].view(h, p), eps)
     return F.linear(y.flatten(2), W["out_proj.weight"])
 
 
-def mixer_layer(r, u, W, next_norm, tables, shape, cut, chunk):
-    r = r + mixer(u, W, tables, shape, cut, chunk)
+def mixer_layer(r, u, W, next_norm, tables, shape, cut, chunks):
+    r = r + mixer(u, W, tables, shape, cut, chunks)
     return r, norm(r, next_norm, shape[-1])
 
 
@@ -155,13 +160,14 @@ def head_loss(u, weight, targets):
 
 
 class Peer:
-    """The model on packed parameters (common.pack). Layers of one kind and TransPoint share their compiled code."""
+    """The model on packed parameters (common.pack). Layers of one kind and TransPoint share their compiled code.
+    `chunks` are those of SSD_KERNELS."""
 
-    def __init__(self, c, chunk, compiled=True):
+    def __init__(self, c, chunks, compiled=True):
         compile = torch.compile(dynamic=False, fullgraph=True) if compiled else lambda f: f
         self.mixer_layer, self.mlp_layer, self.embed, self.head_loss = map(
             compile, (mixer_layer, mlp_layer, embed, head_loss))
-        self.c, self.chunk, n = c, chunk, c.qk_head_dim
+        self.c, self.chunks, n = c, chunks, c.qk_head_dim
         angle = torch.arange(c.seq_len)[:, None] * c.rope_theta ** (-torch.arange(0, n, 2) / n)
         self.tables = angle.cos().to(DEVICE), angle.sin().to(DEVICE)
         self.shape = c.num_heads, n, c.v_head_dim, c.gate, c.memory_converter, c.norm_eps
@@ -174,7 +180,7 @@ class Peer:
             W = {k.removeprefix(f"{i}."): v for k, v in P.items() if k.startswith(f"{i}.")}
             if c.kind(i) == "T":
                 cut = min(c.transpoint(i), c.seq_len)
-                r, u = self.mixer_layer(r, u, W, norms[i + 1], self.tables, self.shape, cut, self.chunk)
+                r, u = self.mixer_layer(r, u, W, norms[i + 1], self.tables, self.shape, cut, self.chunks)
             else:
                 r, u = self.mlp_layer(r, u, W, norms[i + 1], c.norm_eps)
         return u
@@ -211,8 +217,8 @@ def random_parameters(c):
 class Training:
     """Parameters, their float32 masters, and steps on random tokens."""
 
-    def __init__(self, c):
-        self.c, self.peer = c, Peer(c, c.chunk)
+    def __init__(self, c, chunks):
+        self.c, self.peer = c, Peer(c, chunks)
         torch.manual_seed(c.seed)
         masters = random_parameters(c)
         self.P = {k: (v.to(DTYPE) if is_matrix(k) else v).requires_grad_() for k, v in masters.items()}
@@ -262,10 +268,10 @@ def kernel_inputs(c, requires_grad=False):
 def ssd_calls(c, chunk):
     q, k, v, dy, dt, A, D, state = kernel_inputs(c)
     ops = torch.ops.peer
-    return {"ssd_scan": lambda: ops.scan(q, k, v, dt, A, D, state, chunk),
-            "ssd_scan_backward": lambda: ops.scan_backward(dy, q, k, v, dt, A, D, state, chunk),
-            "ssd_summary": lambda: ops.convert(k, v, dt, A, chunk),
-            "ssd_summary_backward": lambda: ops.convert_backward(state, k, v, dt, A, chunk)}
+    return dict(zip(SSD_KERNELS, (lambda: ops.scan(q, k, v, dt, A, D, state, chunk, chunk),
+                                  lambda: ops.scan_backward(dy, q, k, v, dt, A, D, state, chunk),
+                                  lambda: ops.convert(k, v, dt, A, chunk, chunk),
+                                  lambda: ops.convert_backward(state, k, v, dt, A, chunk))))
 
 
 def milliseconds(f):
@@ -296,7 +302,7 @@ def check(name):
         P = {k: read("params/" + k).float().requires_grad_() for k in reference.init_params(c)}
         want = {k: read(k) for k in ("logits", "loss", *("grads/" + k for k in P))}
         tokens = read("tokens")[0]
-    allowed, peer = json.loads(path.with_suffix(".bf16.json").read_text()), Peer(c, 64, compiled=False)
+    allowed, peer = json.loads(path.with_suffix(".bf16.json").read_text()), Peer(c, (64,) * 4, compiled=False)
     packed = {k: v.squeeze() if k.endswith(".conv") else v for k, v in common.pack(P, c).items()}
     packed = {k: v.to(DTYPE) if is_matrix(k) else v for k, v in packed.items()}
     loss = peer.loss(packed, tokens)
@@ -312,12 +318,12 @@ def check(name):
     return {"worst": worst[0], "where": worst[1]}
 
 
-def check_compiled(c):
+def check_compiled(c, chunks):
     """The largest difference of a gradient between the compiled model and the same operators one by one."""
     torch.manual_seed(0)
     P = {k: (v.to(DTYPE) if is_matrix(k) else v).requires_grad_() for k, v in random_parameters(c).items()}
     tokens = torch.randint(c.vocab_size, (c.batch, c.seq_len + 1), device=DEVICE)
-    both = [reference.gradients(Peer(c, c.chunk, compiled).loss(P, tokens), P) for compiled in (False, True)]
+    both = [reference.gradients(Peer(c, chunks, compiled).loss(P, tokens), P) for compiled in (False, True)]
     whole = math.sqrt(sum(float(g.float().square().sum()) for g in both[0].values()))
     error = lambda a, b: float((a.float() - b.float()).norm()) / max(float(a.float().norm()), whole / 256)
     return {"error": max((error(both[0][k], both[1][k]), k) for k in P)}
@@ -338,12 +344,7 @@ def worker(a):
     torch.backends.cuda.enable_math_sdp(False), torch.backends.cuda.enable_cudnn_sdp(True)
     torch._dynamo.config.recompile_limit = 1000  # a TransPoint each
     tuners, training = define_ops(a["mamba_ssm"]), None
-
-    def c(job):
-        config = common.config_of(job["config"])
-        config.chunk = job["chunk"]
-        return config
-
+    c = lambda job: common.config_of(job["config"])
     for line in sys.stdin:
         job = json.loads(line)
         if job["do"] == "precompile":
@@ -353,14 +354,14 @@ def worker(a):
                 tuner.configs = tuner.configs[-1:]
             answer = check(job["file"])
         elif job["do"] == "check_compiled":
-            answer = check_compiled(c(job))
+            answer = check_compiled(c(job), job["chunks"])
         elif job["do"] == "kernels":
             answer = kernels(c(job))
         elif job["do"] == "build":
             training = None
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-            training = Training(c(job))
+            training = Training(c(job), job["chunks"])
             start = time.perf_counter()
             training.run(3)
             answer = {"parameters": sum(p.numel() for p in training.P.values()), "version": torch.__version__,
