@@ -48,29 +48,6 @@ struct BackwardArguments {
 void enqueue_keys(const BackwardArguments& a, std::int64_t n, std::int64_t p, const Stream& stream);
 void enqueue_queries(const BackwardArguments& a, std::int64_t n, std::int64_t p, const Stream& stream);
 
-/// acc's rows times a factor each, and from each row the dot product with the same columns of `other`, summed
-/// over the warp's 16 columns into `sums` (64).
-template <class X>
-__device__ void scale_and_dot(Columns& acc, const float* factor, const X& other, int column, float* sums) {
-  const int g = static_cast<int>(threadIdx.x) % kWarp / 4, c = static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-  for (int j = 0; j < kTokens / 16; ++j)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = 16 * j + g + 8 * half;
-      float dot = 0;
-#pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        const float2 with = other.get(row, column + 8 * x + c);
-        acc[j][x][2 * half] *= factor[row], acc[j][x][2 * half + 1] *= factor[row];
-        dot += acc[j][x][2 * half] * with.x + acc[j][x][2 * half + 1] * with.y;
-      }
-      dot += __shfl_xor_sync(0xffffffffu, dot, 1);
-      dot += __shfl_xor_sync(0xffffffffu, dot, 2);
-      if (c == 0) sums[row] = dot;
-    }
-}
-
 /// Inclusive sums over the 64 tokens of a chunk, two a lane of one warp; from the end where `kFromEnd`.
 template <bool kFromEnd>
 __device__ float2 running_sums(float2 x) {

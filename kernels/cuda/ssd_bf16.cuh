@@ -21,14 +21,8 @@ void ssd_scan_bf16(const SsdScan& a, const Stream& stream);
 void ssd_scan_backward_bf16(const SsdScanBackward& a, const Stream& stream);
 
 namespace ssd {
-#ifndef SSD_BLOCKS
-#define SSD_BLOCKS 2
-#define SCAN_BLOCKS 2
-#define SCAN_STAGES 2
-#define SCAN_TILES 4
-#endif
-
-constexpr int kTokens = 64;  // of a chunk
+constexpr int kTokens = 64;             // of a chunk
+constexpr int kBlocksPerProcessor = 2;  // that run at a time
 
 /// A view (b, t, h, width) of bfloat16: a row a token.
 template <class T>
@@ -64,8 +58,8 @@ struct Cut {
     check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "ssd");
     chunks = (t + kTokens - 1) / kTokens;
     const std::int64_t heads = std::max<std::int64_t>(1, b * h);
-    const std::int64_t wanted =
-        std::clamp<std::int64_t>(SSD_BLOCKS * processors / heads, 1, std::max<std::int64_t>(1, chunks));
+    const std::int64_t wanted = std::clamp<std::int64_t>(kBlocksPerProcessor * processors / heads, 1,
+                                                         std::max<std::int64_t>(1, chunks));
     per_piece = static_cast<int>((chunks + wanted - 1) / wanted);
     pieces = per_piece == 0 ? 0 : static_cast<int>((chunks + per_piece - 1) / per_piece);
   }
@@ -156,53 +150,83 @@ struct Slice {
   }
 };
 
-/// The accumulators of 16 kTiles tokens and 16 columns.
-template <int kTiles>
-using ColumnsOf = float[kTiles][2][4];
-using Columns = ColumnsOf<kTokens / 16>;
+/// The accumulators of 64 tokens and 16 columns.
+constexpr int kRowTiles = kTokens / 16;
+using Columns = float[kRowTiles][2][4];
 
-/// acc += X B, X (64, 16 kSteps) from row `row`, and B (16 kSteps, 16) given a step of k at a time by b(step,
-/// b[4]).
-template <int kSteps, int kTiles, class X, class B>
-__device__ void tokens_times(float (&acc)[kTiles][2][4], const X& x, B&& b, int row = 0) {
+/// acc += X B, X (64, 16 kSteps) and B (16 kSteps, 16) given a step of k at a time by b(step, b[4]).
+template <int kSteps, class X, class B>
+__device__ void tokens_times(Columns& acc, const X& x, B&& b) {
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     std::uint32_t right[4];
     b(step, right);
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
+    for (int i = 0; i < kRowTiles; ++i) {
       std::uint32_t a[4];
-      x.load_a(a, row + 16 * i, 16 * step);
+      x.load_a(a, 16 * i, 16 * step);
       multiply_add(acc[i][0], a, right[0], right[1]);
       multiply_add(acc[i][1], a, right[2], right[3]);
     }
   }
 }
 
-/// acc += M X[.., column..] of the rows from `row` of M (64, 64), of which the blocks with row >= column
-/// (kLower) or row <= column are read.
-template <bool kLower, int kTiles, class X>
-__device__ void add_masked_times(float (&acc)[kTiles][2][4], const Tile<kTokens, kTokens>& m, const X& x,
-                                 int column, int row = 0) {
+/// acc += M X[.., column..], M (64, 64) of which the blocks with row >= column (kLower) or row <= column are
+/// read.
+template <bool kLower, class X>
+__device__ void add_masked_times(Columns& acc, const Tile<kTokens, kTokens>& m, const X& x, int column) {
 #pragma unroll
-  for (int j = 0; j < kTokens / 16; ++j) {
-    if (kLower ? 16 * j >= row + 16 * kTiles : 16 * (j + 1) <= row) continue;
+  for (int j = 0; j < kRowTiles; ++j) {
     std::uint32_t right[4];
     x.load_b(right, 16 * j, column);
 #pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      if (kLower ? row + 16 * i < 16 * j : row + 16 * i > 16 * j) continue;
+    for (int i = kLower ? j : 0; i < (kLower ? kRowTiles : j + 1); ++i) {
       std::uint32_t a[4];
-      m.load_a(a, row + 16 * i, 16 * j);
+      m.load_a(a, 16 * i, 16 * j);
       multiply_add(acc[i][0], a, right[0], right[1]);
       multiply_add(acc[i][1], a, right[2], right[3]);
     }
   }
 }
 
-/// Stores 16 kTiles tokens x 16 columns of bfloat16; `out` is the first token's row at the first column,
-/// `left` how many tokens there are.
-template <int kTiles, class F>
+/// acc's rows times a factor each.
+__device__ inline void scale_rows(Columns& acc, const float* factor) {
+  const int g = static_cast<int>(threadIdx.x) % kWarp / 4;
+#pragma unroll
+  for (int j = 0; j < kRowTiles; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float f = factor[16 * j + g + 8 * half];
+#pragma unroll
+      for (int x = 0; x < 2; ++x) acc[j][x][2 * half] *= f, acc[j][x][2 * half + 1] *= f;
+    }
+}
+
+/// From each row the dot product with the same columns of `other`, summed over the warp's 16 columns, to
+/// `sums` (64).
+template <class X>
+__device__ void dot_rows(const Columns& acc, const X& other, int column, float* sums) {
+  const int g = static_cast<int>(threadIdx.x) % kWarp / 4, c = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int j = 0; j < kRowTiles; ++j)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = 16 * j + g + 8 * half;
+      float dot = 0;
+#pragma unroll
+      for (int x = 0; x < 2; ++x) {
+        const float2 with = other.get(row, column + 8 * x + c);
+        dot += acc[j][x][2 * half] * with.x + acc[j][x][2 * half + 1] * with.y;
+      }
+      dot += __shfl_xor_sync(~0u, dot, 1);
+      dot += __shfl_xor_sync(~0u, dot, 2);
+      if (c == 0) sums[row] = dot;
+    }
+}
+
+/// Stores 64 tokens x 16 columns of bfloat16; `out` is the first token's row at the first column, `left` how
+/// many tokens there are.
+template <class F>
 __device__ void store_columns(bf16* out, std::int64_t stride, std::int64_t left, F&& value) {
   const int g = static_cast<int>(threadIdx.x) % kWarp / 4, c = static_cast<int>(threadIdx.x) % 4 * 2;
   out += g * stride + c;
@@ -215,12 +239,12 @@ __device__ void store_columns(bf16* out, std::int64_t stride, std::int64_t left,
     }
     out += step;
   };
-  if (left >= 16 * kTiles) {
+  if (left >= kTokens) {  // nearly always
 #pragma unroll
-    for (int i = 0; i < 2 * kTiles; ++i) store(8 * i + g, i / 2, i % 2);
+    for (int i = 0; i < 2 * kRowTiles; ++i) store(8 * i + g, i / 2, i % 2);
   } else {
 #pragma unroll
-    for (int i = 0; i < 2 * kTiles; ++i)
+    for (int i = 0; i < 2 * kRowTiles; ++i)
       if (8 * i + g < left) store(8 * i + g, i / 2, i % 2);
   }
 }

@@ -161,35 +161,28 @@ __global__ void __launch_bounds__(P * 2) keys(const __grid_constant__ BackwardAr
         right[0] = gradient.b0(step, 0), right[1] = gradient.b1(step, 0);
         right[2] = gradient.b0(step, 1), right[3] = gradient.b1(step, 1);
       });
-      scale_and_dot(dv, now.to_end, s.v(), column, s.sums().states[warp]);
+      scale_rows(dv, now.to_end);
+      dot_rows(dv, s.v(), column, s.sums().states[warp]);
       add_masked_times<false>(dv, s.p(), s.dy(), column);
-      store_columns<kTokens / 16>(
-          a.dv.row(b, first, h) + column, a.dv.token, left, [&](int j, int x, int half, int row, int c) {
-            const float2 dy = s.dy().get(row, column + c), v = s.v().get(row, column + c);
-            dskip += dy.x * v.x + dy.y * v.y;
-            return float2{now.dt[row] * dv[j][x][2 * half] + skip * dy.x,
-                          now.dt[row] * dv[j][x][2 * half + 1] + skip * dy.y};
-          });
+      store_columns(a.dv.row(b, first, h) + column, a.dv.token, left,
+                    [&](int j, int x, int half, int row, int c) {
+                      const float2 dy = s.dy().get(row, column + c), v = s.v().get(row, column + c);
+                      dskip += dy.x * v.x + dy.y * v.y;
+                      return float2{now.dt[row] * dv[j][x][2 * half] + skip * dy.x,
+                                    now.dt[row] * dv[j][x][2 * half + 1] + skip * dy.y};
+                    });
     }
     for (int from = 16 * warp; from < N; from += 16 * kWarps) {
       Columns dk = {};
       tokens_times<P / 16>(dk, s.v(), [&](int step, std::uint32_t(&right)[4]) {
         s.gradient().load_b(right, 16 * step, from);
       });
-      const int g = static_cast<int>(threadIdx.x) % kWarp / 4;
-#pragma unroll
-      for (int j = 0; j < kTokens / 16; ++j)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float decay = now.to_end[16 * j + g + 8 * half];
-#pragma unroll
-          for (int x = 0; x < 2; ++x) dk[j][x][2 * half] *= decay, dk[j][x][2 * half + 1] *= decay;
-        }
+      scale_rows(dk, now.to_end);
       add_masked_times<false>(dk, s.r(), s.q(), from);
-      store_columns<kTokens / 16>(
-          a.dk.row(b, first, h) + from, a.dk.token, left, [&](int j, int x, int half, int row, int) {
-            return float2{now.dt[row] * dk[j][x][2 * half], now.dt[row] * dk[j][x][2 * half + 1]};
-          });
+      store_columns(a.dk.row(b, first, h) + from, a.dk.token, left,
+                    [&](int j, int x, int half, int row, int) {
+                      return float2{now.dt[row] * dk[j][x][2 * half], now.dt[row] * dk[j][x][2 * half + 1]};
+                    });
     }
     update_state(gradient, exp2f(now.cum[kTokens - 1]), s.dy(), column, now.from_start, s.q());
     __syncthreads();

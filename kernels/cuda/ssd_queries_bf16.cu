@@ -111,12 +111,12 @@ __global__ void __launch_bounds__(N * 2) queries(const __grid_constant__ Backwar
         right[0] = state.b0(step, 0), right[1] = state.b1(step, 0);
         right[2] = state.b0(step, 1), right[3] = state.b1(step, 1);
       });
-      scale_and_dot(dq, now.from_start, s.q(), column, s.sums().u[warp]);
+      scale_rows(dq, now.from_start);
+      dot_rows(dq, s.q(), column, s.sums().u[warp]);
       add_masked_times<true>(dq, s.r(), s.k(), column);
-      store_columns<kTokens / 16>(a.dq.row(b, first, h) + column, a.dq.token, left,
-                                  [&](int j, int x, int half, int, int) {
-                                    return float2{dq[j][x][2 * half], dq[j][x][2 * half + 1]};
-                                  });
+      store_columns(a.dq.row(b, first, h) + column, a.dq.token, left, [&](int j, int x, int half, int, int) {
+        return float2{dq[j][x][2 * half], dq[j][x][2 * half + 1]};
+      });
     }
     update_state(state, exp2f(now.cum[kTokens - 1]), s.k(), column, now.weight, s.v());
     __syncthreads();

@@ -22,25 +22,22 @@ struct ForwardShared {
   using V = Tile<kTokens, P>;
   using M = Tile<kTokens, kTokens>;
   static constexpr int kStage = 2 * Q::kBytes + V::kBytes;
-  static constexpr std::size_t kBytes = SCAN_STAGES * kStage + M::kBytes + 2 * sizeof(Steps);
+  static constexpr std::size_t kBytes = 2 * kStage + M::kBytes + 2 * sizeof(Steps);
   char* base;
-  __device__ Q q(int i) const { return {reinterpret_cast<bf16*>(base + i % SCAN_STAGES * kStage)}; }
-  __device__ Q k(int i) const {
-    return {reinterpret_cast<bf16*>(base + i % SCAN_STAGES * kStage + Q::kBytes)};
-  }
-  __device__ V v(int i) const {
-    return {reinterpret_cast<bf16*>(base + i % SCAN_STAGES * kStage + 2 * Q::kBytes)};
-  }
-  __device__ M m() const { return {reinterpret_cast<bf16*>(base + SCAN_STAGES * kStage)}; }
+  __device__ Q q(int i) const { return {reinterpret_cast<bf16*>(base + i % 2 * kStage)}; }
+  __device__ Q k(int i) const { return {reinterpret_cast<bf16*>(base + i % 2 * kStage + Q::kBytes)}; }
+  __device__ V v(int i) const { return {reinterpret_cast<bf16*>(base + i % 2 * kStage + 2 * Q::kBytes)}; }
+  __device__ M m() const { return {reinterpret_cast<bf16*>(base + 2 * kStage)}; }
   __device__ Steps& steps(int i) const {
-    return reinterpret_cast<Steps*>(base + SCAN_STAGES * kStage + M::kBytes)[i % 2];
+    return reinterpret_cast<Steps*>(base + 2 * kStage + M::kBytes)[i % 2];
   }
 };
 
 /// A block a piece. A warp has 16 columns of v and y, and those of the state, transposed: 16 rows of S^T (p,
 /// n).
 template <int N, int P>
-__global__ void __launch_bounds__(P * 2, SCAN_BLOCKS) scan(const __grid_constant__ ForwardArguments a) {
+__global__ void __launch_bounds__(P * 2, kBlocksPerProcessor)
+    scan(const __grid_constant__ ForwardArguments a) {
   extern __shared__ __align__(16) char shared[];
   const ForwardShared<N, P> s{shared};
   constexpr int kWarps = P / 16;
@@ -87,7 +84,7 @@ __global__ void __launch_bounds__(P * 2, SCAN_BLOCKS) scan(const __grid_constant
     }
     wait_copies<0>();
     __syncthreads();
-    if (SCAN_STAGES > 1) start(i + 1);
+    start(i + 1);
 
     // M = (Q K^T) o E o dt + D, on and below the diagonal.
     for (int block = warp; block < kTriangle; block += kWarps) {
@@ -115,35 +112,18 @@ __global__ void __launch_bounds__(P * 2, SCAN_BLOCKS) scan(const __grid_constant
 
     // Y = exp(cum) Q S + M V.
     const std::int64_t first = (begin + i) * kTokens;
-#pragma unroll
-    for (int row = 0; row < kTokens; row += 16 * SCAN_TILES) {
-      ColumnsOf<SCAN_TILES> y = {};
-      tokens_times<N / 16>(
-          y, q,
-          [&](int step, std::uint32_t(&right)[4]) {
-            right[0] = state.b0(step, 0), right[1] = state.b1(step, 0);
-            right[2] = state.b0(step, 1), right[3] = state.b1(step, 1);
-          },
-          row);
-#pragma unroll
-      for (int j = 0; j < SCAN_TILES; ++j)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float decay = now.from_start[row + 16 * j + g + 8 * half];
-#pragma unroll
-          for (int x = 0; x < 2; ++x) y[j][x][2 * half] *= decay, y[j][x][2 * half + 1] *= decay;
-        }
-      add_masked_times<true>(y, m, v, column, row);
-      store_columns<SCAN_TILES>(a.y.row(b, first + row, h) + column, a.y.token, a.cut.t - first - row,
-                                [&](int j, int x, int half, int, int) {
-                                  return float2{y[j][x][2 * half], y[j][x][2 * half + 1]};
-                                });
-    }
+    Columns y = {};
+    tokens_times<N / 16>(y, q, [&](int step, std::uint32_t(&right)[4]) {
+      right[0] = state.b0(step, 0), right[1] = state.b1(step, 0);
+      right[2] = state.b0(step, 1), right[3] = state.b1(step, 1);
+    });
+    scale_rows(y, now.from_start);
+    add_masked_times<true>(y, m, v, column);
+    store_columns(a.y.row(b, first, h) + column, a.y.token, a.cut.t - first,
+                  [&](int j, int x, int half, int, int) {
+                    return float2{y[j][x][2 * half], y[j][x][2 * half + 1]};
+                  });
     update_state(state, exp2f(now.cum[kTokens - 1]), v, column, now.weight, k);
-    if (SCAN_STAGES == 1) {
-      __syncthreads();
-      start(i + 1);
-    }
   }
   if (a.state_out.data && piece == a.cut.pieces - 1)
     state.each([&](int row, int n, float& value) { a.state_out(b, h, n)[column + row] = value; });

@@ -100,7 +100,6 @@ __global__ void __launch_bounds__(P * 2) chunks(const __grid_constant__ Argument
   constexpr int kWarps = P / 16;
   const std::int64_t head = blockIdx.x / a.cut.pieces, b = head / a.cut.h, h = head % a.cut.h;
   const int piece = static_cast<int>(blockIdx.x % a.cut.pieces), warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int g = static_cast<int>(threadIdx.x) % kWarp / 4, c = static_cast<int>(threadIdx.x) % 4 * 2;
   const std::int64_t begin = static_cast<std::int64_t>(piece) * a.cut.per_piece,
                      end = min(a.cut.chunks, begin + a.cut.per_piece);
   const float rate = -expf(a.a_log[h]) * kLog2e;
@@ -149,22 +148,8 @@ __global__ void __launch_bounds__(P * 2) chunks(const __grid_constant__ Argument
       tokens_times<N / 16>(dv, s.k(i), [&](int step, std::uint32_t(&right)[4]) {
         s.gradient().load_b(right, 16 * step, 16 * warp);
       });
-#pragma unroll
-      for (int j = 0; j < kTokens / 16; ++j)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int row = 16 * j + g + 8 * half;
-          float dot = 0;
-#pragma unroll
-          for (int x = 0; x < 2; ++x) {
-            const float2 v = s.v(i).get(row, 16 * warp + 8 * x + c);
-            dv[j][x][2 * half] *= numbers.factor[row], dv[j][x][2 * half + 1] *= numbers.factor[row];
-            dot += dv[j][x][2 * half] * v.x + dv[j][x][2 * half + 1] * v.y;
-          }
-          dot += __shfl_xor_sync(0xffffffffu, dot, 1);
-          dot += __shfl_xor_sync(0xffffffffu, dot, 2);
-          if (c == 0) numbers.sums[warp][row] = dot;
-        }
+      scale_rows(dv, numbers.factor);
+      dot_rows(dv, s.v(i), 16 * warp, numbers.sums[warp]);
       add_columns(a.dv.row(b, first, h) + 16 * warp, a.dv.token, left, dv, now.dt);
     }
     for (int from = 16 * warp; from < N; from += 16 * kWarps) {
@@ -172,14 +157,7 @@ __global__ void __launch_bounds__(P * 2) chunks(const __grid_constant__ Argument
       tokens_times<P / 16>(dk, s.v(i), [&](int step, std::uint32_t(&right)[4]) {
         s.gradient().load_b_transposed(right, from, 16 * step);
       });
-#pragma unroll
-      for (int j = 0; j < kTokens / 16; ++j)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-#pragma unroll
-          for (int x = 0; x < 2; ++x)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) dk[j][x][2 * half + e] *= numbers.factor[16 * j + g + 8 * half];
+      scale_rows(dk, numbers.factor);
       add_columns(a.dk.row(b, first, h) + from, a.dk.token, left, dk, now.dt);
     }
     __syncthreads();
