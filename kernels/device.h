@@ -45,7 +45,7 @@ class Event {
   bool passed() const;  ///< true before the first record()
 
  private:
-  void* handle_ = nullptr;
+  [[maybe_unused]] void* handle_ = nullptr;  // in a build without CUDA
 };
 
 /// Work on a stream that can be enqueued again, at once: the same kernels on the same addresses.
