@@ -12,6 +12,7 @@ void adamw(const AdamW& a, const Stream& stream) {
   expect(a.v, shape, dtype, "adamw", "v");
   expect_optional(a.rounded, shape, DType::bf16, "adamw", "rounded");
   expect_optional(a.squared_norm, {1}, DType::f64, "adamw", "squared_norm");
+  expect_optional(a.loss, {1}, DType::f64, "adamw", "loss");
   check(a.step >= 1, "adamw", "step: expected 1 or more, got {}", a.step);
   run_on(stream, cpu::adamw, cuda::adamw, a);
 }

@@ -66,9 +66,8 @@ StepResult Engine::gradients(std::int64_t step, const Batches& batches) {
 
 StepResult Engine::step(std::int64_t step, const Batches& batches) {
   add_gradients(batches);
-  if (context_.stream.device == Device::cpu) read(step);  // there it costs nothing to know in time
   const double lr = learning_rate(config_.optimizer, config_.train.steps, step);
-  optimizer_.step(context_, step, lr, sums_.slice(0, 1, 2));  // nothing where the norm is not finite
+  optimizer_.step(context_, step, lr, sums_.slice(0, 1, 2), sums_.slice(0, 0, 1));  // nothing unless finite
   buckets_.start_gather();
   StepResult result = read(step);
   result.lr = lr;

@@ -41,7 +41,8 @@ void Optimizer::add_squared_norm(const Context& context, const View& result) con
     if (part.primary) sum({.x = part.grads, .squares = true, .result = result}, context.stream);
 }
 
-void Optimizer::step(const Context& context, std::int64_t step, double lr, const ConstView& squared_norm) {
+void Optimizer::step(const Context& context, std::int64_t step, double lr, const ConstView& squared_norm,
+                     const ConstView& loss) {
   for (const Part& part : parts_)
     adamw({.weight = part.master ? part.master : part.values,
            .grad = part.grads,
@@ -49,6 +50,7 @@ void Optimizer::step(const Context& context, std::int64_t step, double lr, const
            .v = part.v,
            .rounded = part.master ? part.values : View(),
            .squared_norm = squared_norm,
+           .loss = loss,
            .clip_grad = config_.clip_grad,
            .lr = lr,
            .beta1 = config_.beta1,

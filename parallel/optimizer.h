@@ -20,8 +20,10 @@ class Optimizer {
   /// ranks, each parameter counts once. On the device; nothing waits.
   void add_squared_norm(const Context& context, const View& result) const;
   /// One update, with the gradients scaled by min(1, clip_grad / (grad_norm + 1e-6)). `squared_norm` (1)
-  /// float64 lies on the device; where it is not finite nothing changes. `step` counts from 0.
-  void step(const Context& context, std::int64_t step, double lr, const ConstView& squared_norm);
+  /// float64 lies on the device, as does the optional `loss` (1) float64; where one is not finite nothing
+  /// changes. `step` counts from 0.
+  void step(const Context& context, std::int64_t step, double lr, const ConstView& squared_norm,
+            const ConstView& loss = {});
 
   /// Master weights are to be what they are of these elements (as ParameterStore::Values has them).
   void set_master(std::size_t parameter, std::int64_t begin, const Tensor& values);

@@ -51,7 +51,8 @@ void update(const Coefficients<T> c, T* weight, const T* grad, T* m, T* v, std::
 template <class T>
 void run(const AdamW& a, const Stream& stream) {
   check(!a.rounded, "adamw", "rounded: the CPU backend has no bfloat16");
-  if (a.squared_norm && !std::isfinite(*a.squared_norm.ptr<double>())) return;
+  for (const ConstView& x : {a.squared_norm, a.loss})
+    if (x && !std::isfinite(*x.ptr<double>())) return;
   const Coefficients<T> coefficients(a);
   parallel_blocks(a.weight.dim(0), kBlockElements, stream, [&](std::int64_t begin, std::int64_t end) {
     update(coefficients, a.weight.ptr<T>(), a.grad.ptr<T>(), a.m.ptr<T>(), a.v.ptr<T>(), begin, end);

@@ -34,12 +34,13 @@ struct Buffers {
   const T* grad;
   T *m, *v;
   bfloat16* rounded;
-  const double* squared_norm;
+  const double *squared_norm, *loss;
 };
 
 /// Threads walk, so that each works out the clipping once.
 template <int N, class T>
 __global__ void update(Coefficients<T> c, Buffers<T> a, std::int64_t n) {
+  if (a.loss && !isfinite(*a.loss)) return;
   double scale = c.grad_scale;
   if (a.squared_norm) {
     if (!isfinite(*a.squared_norm)) return;
@@ -81,7 +82,8 @@ void run(const AdamW& a, std::int64_t begin, std::int64_t n, const Stream& strea
                            a.m.ptr<T>() + begin,
                            a.v.ptr<T>() + begin,
                            a.rounded ? a.rounded.ptr<bfloat16>() + begin : nullptr,
-                           a.squared_norm ? a.squared_norm.ptr<double>() : nullptr};
+                           a.squared_norm ? a.squared_norm.ptr<double>() : nullptr,
+                           a.loss ? a.loss.ptr<double>() : nullptr};
   Grid grid = thread_each(n / N);
   grid.blocks = std::min(grid.blocks, kMostBlocks);
   launch("adamw", stream, grid, update<N, T>, Coefficients<T>(a), buffers, n);

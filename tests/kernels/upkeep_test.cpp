@@ -64,6 +64,26 @@ TEST(AdamW, MomentsThatFadeBecomeZero) {
   }
 }
 
+TEST(AdamW, ChangesNothingUnlessNormAndLossAreFinite) {
+  constexpr double kInfinite = std::numeric_limits<double>::infinity();
+  for (const TestStream& stream : streams())
+    for (const auto& [squared_norm, loss, changes] : {std::tuple{4.0, 2.0, true},
+                                                      {kInfinite, 2.0, false},
+                                                      {std::nan(""), 2.0, false},
+                                                      {4.0, kInfinite, false}}) {
+      Arrays arrays({DType::f32, Layout::contiguous, stream});
+      const Array weight = arrays.dense({5}), grad = arrays.dense({5}), m = arrays.dense({5}),
+                  v = arrays.dense({5});
+      const Array norm = arrays.dense({1}, DType::f64), total = arrays.dense({1}, DType::f64);
+      for (const Array* x : {&weight, &grad, &m, &v}) fill_with(*x, 0.5);
+      set(norm, {0}, squared_norm), set(total, {0}, loss);
+      adamw({.weight = weight, .grad = grad, .m = m, .v = v, .squared_norm = norm, .loss = total, .lr = 0.1},
+            stream);
+      for (const Array* x : {&weight, &m, &v})
+        EXPECT_EQ((*x)({3}) == 0.5, !changes) << squared_norm << " " << loss;
+    }
+}
+
 TEST(AdamW, BadArgumentsAreNamed) {
   const Array x({3}, DType::f64), y({4}, DType::f64), single({3}, DType::f32), none({0}, DType::f64);
   EXPECT_TRUE(
