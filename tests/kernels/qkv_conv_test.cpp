@@ -187,7 +187,7 @@ void expect_agreement(Layout layout, const Sizes& s, unsigned seed = 1) {
 }
 
 TEST(QkvConv, InBfloat16AgreesWithTheCpu) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (Layout layout : layouts())
     for (const Sizes& s : {
              Sizes{2, 70, 2, 96, 96, 4, 41, 0, true, true},  // several runs, partial groups and chunks
@@ -206,7 +206,7 @@ TEST(QkvConv, InBfloat16AgreesWithTheCpu) {
 }
 
 TEST(QkvConv, InBfloat16AgreesOnRandomShapes) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   std::mt19937 generator(7);
   const auto draw = [&](std::int64_t low, std::int64_t high) {
     return std::uniform_int_distribution<std::int64_t>(low, high)(generator);
@@ -219,7 +219,7 @@ TEST(QkvConv, InBfloat16AgreesOnRandomShapes) {
 }
 
 TEST(QkvConv, InBfloat16ManyTokensAgreeAndRepeat) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Sizes s{1, 4500, 1, 8, 8, 4, 4300, 0, true, true};  // runs of more than one chunk
   expect_agreement(Layout::contiguous, s);
   const Twofold a(Layout::padded, s), b(Layout::padded, s);
