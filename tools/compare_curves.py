@@ -75,7 +75,7 @@ def train(a, half, tokens):
     config.write_text(f"{CONFIG}warmup_steps = {a.steps // 10}\n")
     print(f"{half}: {a.steps} steps in {dtype}", flush=True)
     call(a.program, "train", config, "--data.path", tokens, "--train.device", device, "--train.dtype", dtype,
-         "--train.steps", a.steps, "--log.metrics", curve, "--log.every", max(1, a.steps // 5), *a.keys, show="step")
+         "--train.steps", a.steps, "--log.metrics", curve, "--log.every", max(1, a.steps // 5), *a.keys, show="step ")
     return curve
 
 
