@@ -22,11 +22,11 @@ void for_each_op(M& m, F&& io) {
   io("attention", m.attention);
   io("scan", m.scan);
   io("summary", m.summary);
-  io("conv", m.conv);
+  io("qkv_conv", m.qkv_conv);
+  io("rotation", m.rotation);
   io("norm", m.norm);
   io("gated_norm", m.gated_norm);
   io("swiglu", m.swiglu);
-  io("rope", m.rope);
   io("copy", m.copy);
   io("embedding", m.embedding);
   io("cross_entropy", m.cross_entropy);
@@ -172,11 +172,11 @@ Machine Machine::builtin_cpu() {
   m.attention = {2e-6, 6e-11, 1.1e-10};
   m.scan = {2e-6, 1.0e-10, 3.4e-10};
   m.summary = {2e-6, 1.7e-11, 5.2e-11};
-  m.conv = {2e-6, 7.8e-10, 1.7e-9};
+  m.qkv_conv = {2e-6, 7.8e-10, 1.9e-9};
+  m.rotation = {0, 1.0e-9, 1.0e-9};
   m.norm = {1e-6, 2.5e-10, 1.1e-9};
   m.gated_norm = {1e-6, 9.5e-10, 2.6e-9};
   m.swiglu = {1e-6, 5.6e-10, 8.0e-10};
-  m.rope = {1e-6, 1.0e-9, 1.0e-9};
   m.copy = {1e-6, 1.2e-10, 0};
   m.embedding = {1e-6, 1.6e-10, 1.5e-10};
   m.cross_entropy = {1e-6, 7.0e-10, 4.7e-10};
@@ -205,11 +205,11 @@ Machine Machine::builtin_h200() {
   m.attention = {kLaunch, 0.865e-3 / kPairs, 2.58e-3 / kPairs};
   m.scan = {kLaunch, 0.44e-3 / kStates, 2.4e-3 / kStates};
   m.summary = {kLaunch, 0.55e-3 / kStates, 1.4e-3 / kStates};
-  m.conv = moves(2, 3);
+  m.qkv_conv = moves(2, 3);
+  m.rotation = {0, kByte, kByte};  // a second copy of the keys
   m.norm = moves(2, 4);
   m.gated_norm = moves(3, 5);
   m.swiglu = moves(3, 5);
-  m.rope = moves(2, 2);
   m.copy = moves(2, 0);
   m.embedding = moves(2, 3);
   m.cross_entropy = moves(1, 2);

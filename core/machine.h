@@ -31,7 +31,7 @@ struct Links {
 };
 
 struct Machine {
-  static constexpr int kVersion = 1;
+  static constexpr int kVersion = 2;
   std::string name;         ///< the user's
   std::string measured_on;  ///< device, cores, date, or where the numbers are from
   std::string dtype;        ///< of the measurement: float32, float64 or bfloat16
@@ -41,11 +41,11 @@ struct Machine {
   OpCost attention;      ///< per (query, key) pair that is not masked, head and n + p
   OpCost scan;           ///< SSD scan: per token, head and n p
   OpCost summary;        ///< segment summary, the Memory Converter: per token, head and n p
-  OpCost conv;           ///< per token and channel, at width 4
+  OpCost qkv_conv;       ///< the mixer's convolution: per token and channel, at width 4
+  OpCost rotation;       ///< RoPE in it: per element of Q and K before the TransPoint; no call of its own
   OpCost norm;           ///< per element
   OpCost gated_norm;     ///< per element; of the mixer's output, by head
   OpCost swiglu;         ///< per element of the MLP's width
-  OpCost rope;           ///< per element; backward is the same turn back
   OpCost copy;           ///< per element; forward alone
   OpCost embedding;      ///< per element
   OpCost cross_entropy;  ///< per logit

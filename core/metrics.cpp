@@ -101,7 +101,8 @@ void MetricsLog::step(const StepMetrics& m) {
                                        {"grad_norm", m.grad_norm},
                                        {"lr", m.lr},
                                        {"tokens_per_second", m.tokens_per_second},
-                                       {m.is_mfu ? "mfu" : "peak_fraction", m.peak_fraction},
+                                       {"peak_fraction", m.peak_fraction},
+                                       {"is_mfu", m.is_mfu},
                                        {"memory_bytes", m.memory_bytes},
                                        {"resident_bytes", m.resident_bytes}};
   write(json.dump() + "\n");

@@ -16,7 +16,7 @@ struct StepMetrics {
   double lr = 0;
   double tokens_per_second = 0;
   double peak_fraction = 0;         ///< model FLOPs a second over the machine's peak
-  bool is_mfu = false;              ///< that peak is the published one, else what was measured
+  bool is_mfu = false;              ///< that peak is the published one, else what products reached here
   std::int64_t memory_bytes = 0;    ///< largest sum of tensors so far
   std::int64_t resident_bytes = 0;  ///< largest resident memory of the process so far
   double seconds_left = 0;

@@ -29,7 +29,7 @@ Seconds mixing_seconds(const ModelConfig& m, const Machine& machine, std::int64_
   if (cut > begin) {
     const double before = real(cut - begin), pairs = before * (real(begin + 1) + real(cut)) / 2;
     seconds += op(machine.attention, pairs * heads * (n + p));
-    seconds += op(machine.rope, before * heads * 2 * n);
+    seconds += op(machine.rotation, before * heads * 2 * n);
     if (m.memory_converter && transpoint < seq_len) seconds += op(machine.summary, before * heads * n * p);
   }
   if (cut < end) {
@@ -47,7 +47,7 @@ Seconds mixer_rest_seconds(const ModelConfig& m, const Machine& machine, double 
   seconds += linear(machine, tokens, d, h * p);
   seconds += op(machine.norm, mine * d);
   seconds += op(machine.copy, mine * d);
-  seconds += op(machine.conv, tokens * h * (2 * n + p) * real(m.conv_width) / 4);
+  seconds += op(machine.qkv_conv, tokens * h * (2 * n + p) * real(m.conv_width) / 4);
   seconds += op(machine.gated_norm, tokens * h * p);
   return seconds;
 }
@@ -80,7 +80,8 @@ std::vector<double> token_costs(const ModelConfig& m, std::span<const std::int64
   const double heads = real(m.num_heads), n = real(m.qk_head_dim), p = real(m.v_head_dim),
                tokens = real(seq_len);
   const auto both = [](const OpCost& cost, double units) { return (cost.forward + cost.backward) * units; };
-  const double pair = both(machine.attention, heads * (n + p)), rotation = both(machine.rope, heads * 2 * n);
+  const double pair = both(machine.attention, heads * (n + p)),
+               rotation = both(machine.rotation, heads * 2 * n);
   const double summary = both(machine.summary, heads * n * p);
   const double scan = both(machine.scan, heads * n * p) + (shared ? summary : 0);
 

@@ -23,6 +23,8 @@ struct Info {
 int count();
 /// The GPU of everything that the calling thread does from now on.
 Info select(int device);
+/// Throws Error where the kernels of this build are for other GPUs than the selected one, which is `gpu`.
+void check_architecture(const Info& gpu);
 
 /// An own order of work, beside that of all other streams.
 Stream create_stream();

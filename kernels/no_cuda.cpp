@@ -3,7 +3,6 @@
 
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
-#include "kernels/conv.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/device.h"
 #include "kernels/elementwise.h"
@@ -11,7 +10,6 @@
 #include "kernels/gemm.h"
 #include "kernels/qkv_conv.h"
 #include "kernels/rms_norm.h"
-#include "kernels/rope.h"
 #include "kernels/ssd.h"
 #include "kernels/step_size.h"
 #include "kernels/swiglu.h"
@@ -31,8 +29,6 @@ namespace {
 TRANSMAMBA_MISSING(adamw, AdamW)
 TRANSMAMBA_MISSING(attention, Attention)
 TRANSMAMBA_MISSING(attention_backward, AttentionBackward)
-TRANSMAMBA_MISSING(conv, Conv)
-TRANSMAMBA_MISSING(conv_backward, ConvBackward)
 TRANSMAMBA_MISSING(vocab_max, VocabMax)
 TRANSMAMBA_MISSING(cross_entropy_partial, CrossEntropyPartial)
 TRANSMAMBA_MISSING(cross_entropy_loss, CrossEntropyLoss)
@@ -48,7 +44,6 @@ TRANSMAMBA_MISSING(qkv_conv, QkvConv)
 TRANSMAMBA_MISSING(qkv_conv_backward, QkvConvBackward)
 TRANSMAMBA_MISSING(rms_norm, RmsNorm)
 TRANSMAMBA_MISSING(rms_norm_backward, RmsNormBackward)
-TRANSMAMBA_MISSING(rope, Rope)
 TRANSMAMBA_MISSING(ssd_summary, SsdSummary)
 TRANSMAMBA_MISSING(ssd_summary_backward, SsdSummaryBackward)
 TRANSMAMBA_MISSING(ssd_scan, SsdScan)
@@ -75,6 +70,7 @@ namespace {
 
 int count() { missing(); }
 Info select(int) { missing(); }
+void check_architecture(const Info&) { missing(); }
 Stream create_stream() { missing(); }
 void destroy_stream(const Stream&) noexcept {}
 void synchronize(const Stream&) { missing(); }

@@ -1,14 +1,16 @@
 // The mixer's activation of what both readings share: short convolution over time, SiLU, and RoPE where
-// attention will read, in one pass (DESIGN: "activation of Q/C, K/B, V/x"; kernels/conv.h, kernels/rope.h).
+// attention will read, in one pass (DESIGN: "activation of Q/C, K/B, V/x").
 #pragma once
 
 #include "kernels/dispatch.h"
 
 namespace transmamba {
 
-/// u = SiLU(conv(x)) as in kernels/conv.h; y = u, but q and k of the first `rotated` tokens are turned by
-/// RoPE. x, y (b, t, c): T, channels c = h (2n + p): q (h, n), then k (h, n), then v (h, p). y must not alias
-/// x. weight (c, w), bias (c): S; halo (b, w - 1, c): T, the inputs before x, absent for zeros. Token i is at
+/// u_t = SiLU(bias + sum_j weight_j x_{t-w+1+j}), j = 0 .. w-1, each channel alone (Mamba-2's depthwise
+/// causal convolution); y = u, but q and k of the first `rotated` tokens are turned by RoPE (Su et al.,
+/// 2021): dimension k of a head is paired with k + n/2 and turned by the angle (position + i) theta^(-2k/n).
+/// x, y (b, t, c): T, channels c = h (2n + p): q (h, n), then k (h, n), then v (h, p). y must not alias x.
+/// weight (c, w), bias (c): S; halo (b, w - 1, c): T, the inputs before x, absent for zeros. Token i is at
 /// absolute position `position + i`. With `k_rotated` (b, rotated, h, n), T, the turned keys go there, and y
 /// keeps them unturned, as the SSM's state wants them.
 struct QkvConv {

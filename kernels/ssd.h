@@ -36,8 +36,7 @@ struct SsdSummaryBackward {
 };
 TRANSMAMBA_KERNEL(ssd_summary_backward, SsdSummaryBackward);
 
-/// The recurrence over t tokens from state_in. Work is done in chunks as matrix products; memory beyond
-/// the outputs is one chunk a thread.
+/// The recurrence over t tokens from state_in, done in chunks as matrix products.
 struct SsdScan {
   ConstView q, k, v, dt, a_log;
   ConstView d_skip = {};    ///< optional: zero
@@ -47,7 +46,7 @@ struct SsdScan {
 };
 TRANSMAMBA_KERNEL(ssd_scan, SsdScan);
 
-/// Gradients of SsdScan; chunk states are recomputed (t/chunk states of one head a thread).
+/// Gradients of SsdScan; states inside the sequence are recomputed.
 /// dq, dk, dv, ddt and dstate_in are overwritten, da_log and dd_skip are added to. Deterministic.
 struct SsdScanBackward {
   ConstView dy;

@@ -6,15 +6,15 @@
 
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
-#include "kernels/conv.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
+#include "kernels/qkv_conv.h"
 #include "kernels/rms_norm.h"
-#include "kernels/rope.h"
 #include "kernels/ssd.h"
 #include "kernels/swiglu.h"
+#include "parallel/layers/aligned_rows.h"
 
 namespace transmamba {
 namespace {
@@ -41,15 +41,16 @@ class Bench {
 
   void run(Machine& machine) {
     products(machine);
-    const std::int64_t h = m_.num_heads, n = m_.qk_head_dim, p = m_.v_head_dim, d = m_.hidden_size;
+    const std::int64_t h = m_.num_heads, p = m_.v_head_dim, d = m_.hidden_size;
     measure("attention", machine.attention, [&](std::int64_t t) { return attention_at(t); });
     measure("SSD scan", machine.scan, [&](std::int64_t t) { return scan_at(t); });
     measure("segment summary", machine.summary, [&](std::int64_t t) { return summary_at(t); });
-    measure("convolution", machine.conv, [&](std::int64_t t) { return conv_at(t, h * (2 * n + p)); });
+    measure(
+        "convolution", machine.qkv_conv, [&](std::int64_t t) { return qkv_conv_at(t, 0); }, &machine.rotation,
+        [&](std::int64_t t) { return qkv_conv_at(t, t); });
     measure("norm", machine.norm, [&](std::int64_t t) { return norm_at(t, 1, d, false); });
     measure("gated norm", machine.gated_norm, [&](std::int64_t t) { return norm_at(t, h, p, true); });
     measure("SwiGLU", machine.swiglu, [&](std::int64_t t) { return swiglu_at(t); });
-    measure("RoPE", machine.rope, [&](std::int64_t t) { return rope_at(t); });
     measure("copy", machine.copy, [&](std::int64_t t) { return copy_at(t); });
     measure("embedding", machine.embedding, [&](std::int64_t t) { return embedding_at(t); });
     measure("cross entropy", machine.cross_entropy, [&](std::int64_t t) { return cross_entropy_at(t); });
@@ -57,10 +58,11 @@ class Bench {
   }
 
  private:
-  /// A kernel at one size. Without a backward there is nothing to measure.
+  /// A kernel at one size. Without a backward there is nothing to measure. `rotated`: units of RoPE, too.
   struct Point {
     double units = 0;
     std::function<void()> forward, backward;
+    double rotated = 0;
   };
   using At = std::function<Point(std::int64_t)>;
 
@@ -72,36 +74,47 @@ class Bench {
     return time_together(world_, whole, seconds_);
   }
 
-  void measure(const char* name, OpCost& cost, const At& at) {
+  /// Fits `cost`; with `rotation` also what points of `rotated_at` cost beyond that.
+  void measure(const char* name, OpCost& cost, const At& at, OpCost* rotation = nullptr,
+               const At& rotated_at = nullptr) {
     std::vector<std::vector<double>> rows, rows_back;
     std::vector<double> forward, backward;
     struct Try {
       FitCheck check;
-      double units;
+      double units, rotated;
       bool back;
     };
     std::vector<Try> tries;
-    for (std::size_t i = 0; i < tokens_.size(); ++i) {
-      const Point point = at(tokens_[i]);
-      for (const bool back : {false, true}) {
-        const std::function<void()>& kernel = back ? point.backward : point.forward;
-        if (!kernel) continue;
-        const double seconds = time(kernel);
-        if (i == 1) {
-          const std::string what =
-              fmt::format("{} {}, {} tokens", name, back ? "backward" : "forward", tokens_[i]);
-          tries.push_back({{what, seconds, 0}, point.units, back});
-          continue;
+    for (std::size_t i = 0; i < tokens_.size(); ++i)
+      for (const At* kind : {&at, &rotated_at}) {
+        if (!*kind) continue;
+        const Point point = (*kind)(tokens_[i]);
+        for (const bool back : {false, true}) {
+          const std::function<void()>& kernel = back ? point.backward : point.forward;
+          if (!kernel) continue;
+          const double seconds = time(kernel);
+          if (i == 1) {
+            const std::string what =
+                fmt::format("{}{} {}, {} tokens", name, point.rotated > 0 ? " and RoPE" : "",
+                            back ? "backward" : "forward", tokens_[i]);
+            tries.push_back({{what, seconds, 0}, point.units, point.rotated, back});
+            continue;
+          }
+          std::vector<double> row{1, point.units};
+          if (rotation) row.push_back(point.rotated);
+          (back ? rows_back : rows).push_back(row);
+          (back ? backward : forward).push_back(seconds);
         }
-        (back ? rows_back : rows).push_back({1, point.units});
-        (back ? backward : forward).push_back(seconds);
       }
-    }
     const std::vector<double> ahead = fit(rows, forward);
+    const std::vector<double> behind =
+        rows_back.empty() ? std::vector<double>(ahead.size(), 0.0) : fit(rows_back, backward);
     // One cost of a call for both ways: it matters little, and less in backward.
-    cost = {ahead[0], ahead[1], rows_back.empty() ? 0 : fit(rows_back, backward)[1]};
+    cost = {ahead[0], ahead[1], behind[1]};
+    if (rotation) *rotation = {0, ahead[2], behind[2]};
     for (Try& t : tries) {
       t.check.predicted = cost.call + (t.back ? cost.backward : cost.forward) * t.units;
+      if (rotation) t.check.predicted += (t.back ? rotation->backward : rotation->forward) * t.rotated;
       checks_.push_back(t.check);
     }
   }
@@ -122,13 +135,14 @@ class Bench {
          {Product{in, d}, Product{d, hp}, Product{2 * f, d}, Product{d, f}, Product{m_.vocab_size, d}}) {
       for (std::size_t i = 0; i < tokens_.size(); ++i) {
         const std::int64_t t = tokens_[i];
-        const Tensor x = tensor({t, w.in}), y = tensor({t, w.out}), weight = tensor({w.out, w.in});
+        const Tensor x = tensor({t, w.in}), y = aligned_rows(context_, {t, w.out}),
+                     weight = tensor({w.out, w.in}), dweight = tensor_s({w.out, w.in});
         const double forward =
             time([&] { gemm({.a = x, .b = weight, .transpose_b = true, .c = y}, stream_); });
         const double to_input = time([&] { gemm({.a = y, .b = weight, .c = x}, stream_); });
         fill({.value = 0.1, .y = x}, stream_), fill({.value = 0.1, .y = y}, stream_);
         const double to_weight =
-            time([&] { gemm({.a = y, .transpose_a = true, .b = x, .c = weight, .beta = 1}, stream_); });
+            time([&] { gemm({.a = y, .transpose_a = true, .b = x, .c = dweight, .beta = 1}, stream_); });
         const auto M = static_cast<double>(t), N = static_cast<double>(w.out), K = static_cast<double>(w.in);
         for (const double measured : {forward, to_input, to_weight}) {
           if (i == 1) continue;
@@ -150,8 +164,13 @@ class Bench {
     }
   }
 
-  Tensor tensor(const Shape& shape, double value = 0.1) const {
-    const Tensor x = context_.empty(shape);
+  Tensor tensor(const Shape& shape, double value = 0.1) const { return filled(shape, context_.dtype, value); }
+  /// Of type S.
+  Tensor tensor_s(const Shape& shape, double value = 0.1) const {
+    return filled(shape, context_.statistics(), value);
+  }
+  Tensor filled(const Shape& shape, DType dtype, double value) const {
+    const Tensor x = context_.empty(shape, dtype);
     fill({.value = value, .y = x}, stream_);
     return x;
   }
@@ -168,7 +187,7 @@ class Bench {
   Point attention_at(std::int64_t t) const {
     const Shape qk{1, t, m_.num_heads, m_.qk_head_dim}, pv{1, t, m_.num_heads, m_.v_head_dim};
     const Tensor q = tensor(qk), k = tensor(qk), v = tensor(pv), o = tensor(pv), dout = tensor(pv);
-    const Tensor lse = tensor({1, m_.num_heads, t}), dq = tensor(qk), dk = tensor(qk), dv = tensor(pv);
+    const Tensor lse = tensor_s({1, m_.num_heads, t}), dq = tensor(qk), dk = tensor(qk), dv = tensor(pv);
     return {head_units(t, m_.qk_head_dim + m_.v_head_dim) * static_cast<double>(t + 1) / 2,
             [=, this] { attention({.q = q, .k = k, .v = v, .o = o, .lse = lse}, stream_); },
             [=, this] {
@@ -181,10 +200,11 @@ class Bench {
   Point scan_at(std::int64_t t) const {
     const std::int64_t h = m_.num_heads, n = m_.qk_head_dim, p = m_.v_head_dim;
     const Shape qk{1, t, h, n}, pv{1, t, h, p};
-    const Tensor q = tensor(qk), k = tensor(qk), v = tensor(pv), y = tensor(pv), dt = tensor({1, t, h}, 0.01);
-    const Tensor a_log = tensor({h}), d_skip = tensor({h}), state = tensor({1, h, n, p});
-    const Tensor dq = tensor(qk), dk = tensor(qk), dv = tensor(pv), ddt = tensor({1, t, h}), da = tensor({h}),
-                 dd = tensor({h}), dstate = tensor({1, h, n, p});
+    const Tensor q = tensor(qk), k = tensor(qk), v = tensor(pv), y = tensor(pv),
+                 dt = tensor_s({1, t, h}, 0.01);
+    const Tensor a_log = tensor_s({h}), d_skip = tensor_s({h}), state = tensor_s({1, h, n, p});
+    const Tensor dq = tensor(qk), dk = tensor(qk), dv = tensor(pv), ddt = tensor_s({1, t, h}),
+                 da = tensor_s({h}), dd = tensor_s({h}), dstate = tensor_s({1, h, n, p});
     return {
         head_units(t, n * p),
         [=, this] {
@@ -215,9 +235,9 @@ class Bench {
   Point summary_at(std::int64_t t) const {
     const std::int64_t h = m_.num_heads, n = m_.qk_head_dim, p = m_.v_head_dim;
     const Shape qk{1, t, h, n}, pv{1, t, h, p};
-    const Tensor k = tensor(qk), v = tensor(pv), dt = tensor({1, t, h}, 0.01), a_log = tensor({h});
-    const Tensor state = tensor({1, h, n, p}), decay = tensor({1, h});
-    const Tensor dk = tensor(qk), dv = tensor(pv), ddt = tensor({1, t, h}), da = tensor({h});
+    const Tensor k = tensor(qk), v = tensor(pv), dt = tensor_s({1, t, h}, 0.01), a_log = tensor_s({h});
+    const Tensor state = tensor_s({1, h, n, p}), decay = tensor_s({1, h});
+    const Tensor dk = tensor(qk), dv = tensor(pv), ddt = tensor_s({1, t, h}), da = tensor_s({h});
     return {head_units(t, n * p),
             [=, this] {
               ssd_summary({.k = k, .v = v, .dt = dt, .a_log = a_log, .state_out = state, .log_decay = decay},
@@ -238,25 +258,49 @@ class Bench {
             }};
   }
 
-  Point conv_at(std::int64_t t, std::int64_t c) const {
-    const std::int64_t w = m_.conv_width;
+  /// The first `rotated` tokens attend, and a state is made of their keys too.
+  Point qkv_conv_at(std::int64_t t, std::int64_t rotated) const {
+    const std::int64_t w = m_.conv_width, h = m_.num_heads, n = m_.qk_head_dim,
+                       c = h * (2 * n + m_.v_head_dim);
     const Tensor x = tensor({1, t, c}), y = tensor({1, t, c}), dx = tensor({1, t, c}),
-                 weight = tensor({c, w}), bias = tensor({c}), dweight = tensor({c, w}), dbias = tensor({c});
-    return {
-        static_cast<double>(t * c) * static_cast<double>(w) / 4,
-        [=, this] { conv({.x = x, .weight = weight, .bias = bias, .y = y}, stream_); },
-        [=, this] {
-          conv_backward(
-              {.dy = y, .x = x, .weight = weight, .bias = bias, .dx = dx, .dweight = dweight, .dbias = dbias},
-              stream_);
-        }};
+                 weight = tensor_s({c, w}), bias = tensor_s({c}), dweight = tensor_s({c, w}),
+                 dbias = tensor_s({c}), keys = rotated > 0 ? tensor({1, rotated, h, n}) : Tensor();
+    return {static_cast<double>(t * c) * static_cast<double>(w) / 4,
+            [=, this] {
+              qkv_conv({.x = x,
+                        .weight = weight,
+                        .bias = bias,
+                        .y = y,
+                        .k_rotated = keys,
+                        .heads = h,
+                        .qk_width = n,
+                        .rotated = rotated,
+                        .theta = m_.rope_theta},
+                       stream_);
+            },
+            [=, this] {
+              qkv_conv_backward({.dy = y,
+                                 .dk_rotated = keys,
+                                 .x = x,
+                                 .weight = weight,
+                                 .bias = bias,
+                                 .dx = dx,
+                                 .dweight = dweight,
+                                 .dbias = dbias,
+                                 .heads = h,
+                                 .qk_width = n,
+                                 .rotated = rotated,
+                                 .theta = m_.rope_theta},
+                                stream_);
+            },
+            head_units(rotated, 2 * n)};
   }
 
   /// The norm before a layer (one group of d), or the mixer's gated output norm (h groups of p).
   Point norm_at(std::int64_t t, std::int64_t g, std::int64_t d, bool gated) const {
     const Shape shape{1, t, g, d};
-    const Tensor x = tensor(shape), y = tensor(shape), dx = tensor(shape), weight = tensor({g, d}),
-                 dweight = tensor({g, d});
+    const Tensor x = tensor(shape), y = tensor(shape), dx = tensor(shape), weight = tensor_s({g, d}),
+                 dweight = tensor_s({g, d});
     const Tensor gate = gated ? tensor(shape) : Tensor(), dgate = gated ? tensor(shape) : Tensor();
     return {
         static_cast<double>(t * g * d),
@@ -275,13 +319,6 @@ class Bench {
             [=, this] { swiglu_backward({.dy = y, .gate_up = packed, .dgate_up = dpacked}, stream_); }};
   }
 
-  Point rope_at(std::int64_t t) const {
-    const Shape shape{1, t, m_.num_heads, m_.qk_head_dim};
-    const Tensor x = tensor(shape), y = tensor(shape);
-    return {head_units(t, m_.qk_head_dim), [=, this] { rope({.x = x, .y = y}, stream_); },
-            [=, this] { rope({.x = y, .y = x, .inverse = true}, stream_); }};
-  }
-
   Point copy_at(std::int64_t t) const {
     const Tensor x = tensor({t, m_.hidden_size}), y = tensor({t, m_.hidden_size});
     return {static_cast<double>(x.numel()), [=, this] { copy({.x = x, .y = y}, stream_); }, nullptr};
@@ -289,15 +326,17 @@ class Bench {
 
   Point embedding_at(std::int64_t t) const {
     const Tensor tokens = ids(t), weight = tensor({m_.vocab_size, m_.hidden_size}),
-                 dweight = tensor({m_.vocab_size, m_.hidden_size}), y = tensor({1, t, m_.hidden_size});
+                 dweight = tensor_s({m_.vocab_size, m_.hidden_size}), y = tensor({1, t, m_.hidden_size});
     return {static_cast<double>(t * m_.hidden_size),
             [=, this] { embedding({.tokens = tokens, .weight = weight, .y = y}, stream_); },
             [=, this] { embedding_backward({.dy = y, .tokens = tokens, .dweight = dweight}, stream_); }};
   }
 
   Point cross_entropy_at(std::int64_t t) const {
-    const Tensor logits = tensor({1, t, m_.vocab_size}), dlogits = tensor({1, t, m_.vocab_size}),
-                 targets = ids(t), loss = tensor({1, t}), lse = tensor({1, t}), partial = tensor({2, 1, t});
+    const Tensor logits = aligned_rows(context_, {1, t, m_.vocab_size}),
+                 dlogits = aligned_rows(context_, {1, t, m_.vocab_size}), targets = ids(t),
+                 loss = tensor_s({1, t}), lse = tensor_s({1, t}), partial = tensor_s({2, 1, t});
+    fill({.value = 0.1, .y = logits}, stream_);
     return {static_cast<double>(t * m_.vocab_size),
             [=, this] {
               vocab_max({.logits = logits, .maximum = lse}, stream_);
@@ -313,9 +352,13 @@ class Bench {
 
   Point adamw_at(std::int64_t t) const {
     const std::int64_t count = t * m_.hidden_size;
-    const Tensor weight = tensor({count}), grad = tensor({count}), m = tensor({count}), v = tensor({count});
+    const Tensor weight = tensor_s({count}), grad = tensor_s({count}), m = tensor_s({count}),
+                 v = tensor_s({count}), rounded = context_.dtype == DType::bf16 ? tensor({count}) : Tensor();
     return {static_cast<double>(count),
-            [=, this] { adamw({.weight = weight, .grad = grad, .m = m, .v = v, .lr = 1e-6}, stream_); },
+            [=, this] {
+              adamw({.weight = weight, .grad = grad, .m = m, .v = v, .rounded = rounded, .lr = 1e-6},
+                    stream_);
+            },
             nullptr};
   }
 
@@ -332,7 +375,7 @@ class Bench {
 
 Machine measure_machine(const Context& context, const Config& config, Communicator& world, double seconds,
                         std::vector<FitCheck>& checks) {
-  Machine machine = Machine::builtin_cpu();
+  Machine machine = Machine::of({}, config.train.device);
   machine.dtype = config.train.dtype;
   Bench(context, config, world, seconds, checks).run(machine);
   return machine;

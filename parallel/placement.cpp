@@ -17,8 +17,7 @@ ContextLayout balance_mixers(const Config& c, const Machine& machine) {
   for (const std::int64_t p : resolve_transpoints(c.model, c.train.seq_len)) mixers[p] += 1;
   // Calls cost by the segment, and pieces become segments only after they are dealt.
   Machine per_token = machine;
-  for (OpCost* op : {&per_token.attention, &per_token.rope, &per_token.scan, &per_token.summary})
-    op->call = 0;
+  for (OpCost* op : {&per_token.attention, &per_token.scan, &per_token.summary}) op->call = 0;
   const double tokens = static_cast<double>(c.train.seq_len);
   Seconds rest = mixer_rest_seconds(c.model, machine, tokens, 1) * static_cast<double>(c.model.num_mixers());
   rest += mlp_seconds(c.model, machine, tokens, 1) *

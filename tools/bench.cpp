@@ -29,7 +29,7 @@ constexpr auto kUsage =
     "  --output FILE    where to write the numbers (default machine.json)\n"
     "  --config CONFIG  the run whose shapes to measure\n"
     "  --seconds N      how long to measure, about (default 20)\n"
-    "  --dtype TYPE     float32 or float64; the same as --train.dtype\n"
+    "  --dtype TYPE     float32, float64 or, on a GPU, bfloat16; the same as --train.dtype\n"
     "  --threads N      cores a rank will have; the same as --train.threads\n"
     "  --section.key    the model's shape, e.g. --model.hidden_size 512 --train.seq_len 2048\n";
 
@@ -94,7 +94,7 @@ int bench(Process& process, std::vector<std::string> arguments) {
   }
   check(quick, "bench", "expected --quick or kernels, the kinds of measurement there are");
   const Config config = parse_config(file, overrides);
-  Session session(config.train, process.ranks_on_cores());
+  Session session(config.train, process);
   const Context& context = session.context();
   const auto world = process.world(static_cast<double>(config.parallel.timeout));
 
@@ -104,11 +104,11 @@ int bench(Process& process, std::vector<std::string> arguments) {
   Machine machine = measure_machine(context, config, *world, each, checks);
   const std::string links = measure_links(context, *world, host_name(), each, machine, checks);
   machine.name = host_name();
-  machine.measured_on =
-      fmt::format("{}, {} rank{} of {} thread{}, hidden {}, {} heads of {} and {}, {} tokens; {}",
-                  processor(), world->size(), world->size() == 1 ? "" : "s", context.stream.threads,
-                  context.stream.threads == 1 ? "" : "s", config.model.hidden_size, config.model.num_heads,
-                  config.model.qk_head_dim, config.model.v_head_dim, config.train.seq_len, links);
+  machine.measured_on = fmt::format(
+      "{}, {} rank{} of {} thread{}, hidden {}, {} heads of {} and {}, {} tokens; {}",
+      session.gpu() ? session.gpu()->name : processor(), world->size(), world->size() == 1 ? "" : "s",
+      context.stream.threads, context.stream.threads == 1 ? "" : "s", config.model.hidden_size,
+      config.model.num_heads, config.model.qk_head_dim, config.model.v_head_dim, config.train.seq_len, links);
   agree(*world, "machine file", [&] {
     if (world->rank() == 0) machine.save(output);
   });

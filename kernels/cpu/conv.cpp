@@ -1,6 +1,6 @@
 // Channels are contiguous and independent, so every loop over them is a vector loop. Work is cut into runs
 // of tokens, and within a run into channel tiles whose rows stay in the first-level cache.
-#include "kernels/conv.h"
+#include "kernels/cpu/conv.h"
 
 #include <algorithm>
 
@@ -214,11 +214,11 @@ void backward(const ConvBackward& a, const Stream& stream) {
 }  // namespace
 
 void conv(const Conv& arguments, const Stream& stream) {
-  with_float(arguments.x.dtype(), "conv", [&](auto zero) { forward<decltype(zero)>(arguments, stream); });
+  with_float(arguments.x.dtype(), "qkv_conv", [&](auto zero) { forward<decltype(zero)>(arguments, stream); });
 }
 
 void conv_backward(const ConvBackward& arguments, const Stream& stream) {
-  with_float(arguments.x.dtype(), "conv_backward",
+  with_float(arguments.x.dtype(), "qkv_conv_backward",
              [&](auto zero) { backward<decltype(zero)>(arguments, stream); });
 }
 

@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "kernels/conv.h"
+#include "kernels/cpu/conv.h"
+#include "kernels/cpu/rope.h"
 #include "kernels/elementwise.h"
-#include "kernels/rope.h"
 
 namespace transmamba::cpu {
 namespace {

@@ -1,4 +1,4 @@
-#include "kernels/rope.h"
+#include "kernels/cpu/rope.h"
 
 #include <cmath>
 #include <vector>
@@ -76,7 +76,7 @@ void run(const Rope& a, const Stream& stream) {
 }  // namespace
 
 void rope(const Rope& arguments, const Stream& stream) {
-  with_float(arguments.x.dtype(), "rope", [&](auto zero) { run<decltype(zero)>(arguments, stream); });
+  with_float(arguments.x.dtype(), "qkv_conv", [&](auto zero) { run<decltype(zero)>(arguments, stream); });
 }
 
 }  // namespace transmamba::cpu

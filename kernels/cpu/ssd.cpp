@@ -1,5 +1,7 @@
 // Chunked SSD: inside a chunk the dual (quadratic) form as matrix products, between chunks the state.
-// One work item is one head of one sequence. Decays are taken relative to the chunk, in float64 sums.
+// One work item is one head of one sequence. Memory beyond the outputs is a chunk a thread; backward also
+// keeps the states between its head's chunks, which it recomputes. Decays are taken relative to the chunk, in
+// float64 sums.
 #include "kernels/ssd.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Depthwise causal convolution, a thread a number: what kernels/conv.h and kernels/qkv_conv.h share.
+// The depthwise causal convolution of kernels/qkv_conv.h, a thread a number: of any type, width and window.
 #pragma once
 
 #include "kernels/cuda/partials.cuh"

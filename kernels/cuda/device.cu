@@ -228,4 +228,21 @@ void free_pinned(std::byte* memory) noexcept { cudaFreeHost(memory); }
 
 std::unique_ptr<MemoryRange> reserve_memory() { return std::make_unique<Range>(); }
 
+namespace {
+__global__ void nothing() {}  // compiled for what all kernels are
+}  // namespace
+
+void check_architecture(const Info& gpu) {
+  cudaFuncAttributes attributes{};
+  const cudaError_t result = cudaFuncGetAttributes(&attributes, nothing);
+  if (result == cudaErrorNoKernelImageForDevice || result == cudaErrorInvalidDeviceFunction) {
+    cudaGetLastError();  // or the next launch would report this one
+    fail("gpu",
+         "{} is of compute capability {}.{}, and this build's kernels are for {}: configure with "
+         "-DCMAKE_CUDA_ARCHITECTURES={}{}",
+         gpu.name, gpu.major, gpu.minor, TRANSMAMBA_CUDA_ARCHITECTURES, gpu.major, gpu.minor);
+  }
+  check_cuda(result, "gpu");
+}
+
 }  // namespace transmamba::gpu

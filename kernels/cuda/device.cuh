@@ -21,12 +21,12 @@ inline void check_cuda(cudaError_t result, std::string_view op) {
 
 inline cudaStream_t handle_of(const Stream& stream) { return static_cast<cudaStream_t>(stream.handle); }
 
-/// Calls f(T{}) with the C++ type of a dtype that this backend computes in.
+/// Calls f(T{}) with the C++ type of a dtype, for kernels that have no bfloat16.
 template <class F>
 void dispatch_float(DType dtype, std::string_view op, F&& f) {
   if (dtype == DType::f32) return f(float{});
   if (dtype == DType::f64) return f(double{});
-  fail(op, "element type: the CUDA backend computes in float32 and float64, got {}", dtype);
+  fail(op, "element type: expected float32 or float64 of this kernel on a GPU, got {}", dtype);
 }
 
 // ---- Launching ----

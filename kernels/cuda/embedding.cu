@@ -1,8 +1,9 @@
 #include "kernels/embedding.h"
 
 #include <bit>
-#include <cub/device/device_radix_sort.cuh>
+#include <limits>
 
+#include "kernels/cuda/sort_pairs.cuh"
 #include "kernels/cuda/vectors.cuh"
 
 namespace transmamba::cuda {
@@ -64,10 +65,8 @@ __global__ void number_tokens(Tokens tokens, std::int64_t t, std::int64_t count,
   numbers[at] = row.valid ? number : ~number;
 }
 
-constexpr int kSlices = 1;  // that a lane has columns of
-
-/// A warp a place in sorted order and kSlices * kWarp * N columns. That of a row's first token adds all of
-/// its tokens, in order, with several loads on their way: a frequent word's are thousands.
+/// A warp a place in sorted order and kWarp * N columns. That of a row's first token adds all of its tokens,
+/// in order, with several loads on their way: a frequent word's are thousands.
 template <int N, class T, class S>
 __global__ void __launch_bounds__(kThreads, 4)
     scatter_add(Strided<const T> dy, const std::uint32_t* rows, const std::int32_t* numbers,
@@ -77,8 +76,8 @@ __global__ void __launch_bounds__(kThreads, 4)
   const std::int64_t warp = global_index() / kWarp, first = warp / warps, lane = threadIdx.x % kWarp;
   if (first >= count) return;
   const std::uint32_t none = static_cast<std::uint32_t>(here);
-  const std::int64_t k = (warp % warps * kSlices * kWarp + lane) * N;
-  const auto has = [&](int slice) { return k + slice * kWarp * N < d; };
+  const std::int64_t k = (warp % warps * kWarp + lane) * N;
+  const bool has_columns = k < d;  // the others of a warp's lanes still tell it of tokens
   // A lane a token.
   const auto row_at = [&](std::int64_t at) { return at < count ? rows[at] : none; };
   const auto number_at = [&](std::int64_t at) { return at < count ? numbers[at] : 0; };
@@ -87,13 +86,11 @@ __global__ void __launch_bounds__(kThreads, 4)
   const std::uint32_t before = first > 0 ? rows[first - 1] : none;
   const std::uint32_t row = __shfl_sync(0xffffffffu, row_here, 0);
   if (row == none || row == before) return;
-  S sum[kSlices][N] = {};
+  S sum[N] = {};
+  if (has_columns) {
+    const auto old = load_pack<N>(dweight(row) + k);
 #pragma unroll
-  for (int slice = 0; slice < kSlices; ++slice) {
-    if (!has(slice)) continue;
-    const auto old = load_pack<N>(dweight(row) + k + slice * kWarp * N);
-#pragma unroll
-    for (int e = 0; e < N; ++e) sum[slice][e] = old[e];
+    for (int e = 0; e < N; ++e) sum[e] = old[e];
   }
   for (std::int64_t begin = first;; begin += kWarp) {
     if (begin > first) row_here = row_at(begin + lane), number = number_at(begin + lane);
@@ -103,29 +100,23 @@ __global__ void __launch_bounds__(kThreads, 4)
     const std::uint32_t i = at / static_cast<std::uint32_t>(t), j = at - i * static_cast<std::uint32_t>(t);
     const std::int64_t offset = dy(i, j) - dy.data;
     for (int start = 0; start < length; start += kAhead) {
-      Pack<T, N> packs[kAhead][kSlices];
+      Pack<T, N> packs[kAhead];
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
         const T* const from = dy.data + __shfl_sync(0xffffffffu, offset, start + n) + k;
-#pragma unroll
-        for (int slice = 0; slice < kSlices; ++slice)
-          if (start + n < length && has(slice)) packs[n][slice] = load_pack<N>(from + slice * kWarp * N);
+        if (start + n < length && has_columns) packs[n] = load_pack<N>(from);
       }
 #pragma unroll
       for (int n = 0; n < kAhead; ++n) {
         if (start + n >= length) break;
         const bool valid = !(invalid >> (start + n) & 1);
 #pragma unroll
-        for (int slice = 0; slice < kSlices; ++slice)
-#pragma unroll
-          for (int e = 0; e < N; ++e) sum[slice][e] += valid ? packs[n][slice][e] : not_a_number<S>();
+        for (int e = 0; e < N; ++e) sum[e] += valid ? packs[n][e] : not_a_number<S>();
       }
     }
     if (length < kWarp) break;
   }
-#pragma unroll
-  for (int slice = 0; slice < kSlices; ++slice)
-    if (has(slice)) store_pack(dweight(row) + k + slice * kWarp * N, sum[slice]);
+  if (has_columns) store_pack(dweight(row) + k, sum);
 }
 
 }  // namespace
@@ -158,9 +149,7 @@ void embedding_backward(const EmbeddingBackward& a, const Stream& stream) {
   const int items = static_cast<int>(count), bits = std::bit_width(static_cast<std::uint64_t>(shard.rows));
   std::size_t scratch = 0;
   const auto sort = [&](void* memory, std::uint32_t* rows, std::int32_t* numbers) {
-    check_cuda(cub::DeviceRadixSort::SortPairs(memory, scratch, rows, rows + count, numbers, numbers + count,
-                                               items, 0, bits, handle_of(stream)),
-               op);
+    sort_pairs({memory, scratch, rows, rows + count, numbers, numbers + count, items, bits}, op, stream);
   };
   sort(nullptr, nullptr, nullptr);
   const Workspace<std::uint32_t> lists(4 * count + static_cast<std::int64_t>(scratch / 4) + 64, stream, op);
@@ -174,7 +163,7 @@ void embedding_backward(const EmbeddingBackward& a, const Stream& stream) {
     using S = Compute<T>;
     constexpr int kMost = 16 / sizeof(S);
     const auto run = [&](auto n) {
-      constexpr std::int64_t kColumns = kSlices * kWarp * n;
+      constexpr std::int64_t kColumns = kWarp * n;
       const std::int64_t warps = (d + kColumns - 1) / kColumns;
       launch(op, stream, thread_each(count * warps * kWarp), scatter_add<n, T, S>, strided<const T>(a.dy),
              static_cast<const std::uint32_t*>(rows + count),

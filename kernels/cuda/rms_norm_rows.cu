@@ -8,8 +8,9 @@ namespace transmamba::cuda {
 namespace {
 
 constexpr int kPack = 8;
-constexpr int kSms =
-    132;  // that a backward pass is cut for, on any GPU: each block makes a row of partial sums
+// Multiprocessors of a Hopper GPU, which a backward pass is cut for on any GPU: a block makes a row of
+// partial sums, so their number is part of the result's bits, and those are not to depend on the GPU.
+constexpr int kSms = 132;
 using Packed = Pack<bfloat16, kPack>;
 
 struct Problem {

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/device.cuh"
 #include "kernels/cuda/tensor_core.cuh"
+#include "kernels/cuda/vectors.cuh"
 #include "kernels/ssd.h"
 
 namespace transmamba::cuda {
@@ -73,8 +74,6 @@ struct Steps {
   float to_end[kTokens];      // exp(cum_63 - cum_t)
   float weight[kTokens];      // dt_t exp(cum_63 - cum_t)
 };
-
-constexpr float kLog2e = 1.4426950408889634f;
 
 /// The step sizes of one head, read a chunk ahead by one warp: two tokens a lane.
 class StepReader {

@@ -101,20 +101,20 @@ __device__ inline float fast_reciprocal(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-constexpr float kLog2E = 1.44269504f;
+constexpr float kLog2e = 1.44269504f;
 
 /// exp, sigmoid and SiLU' for numbers that are stored as T.
 template <class T>
 __device__ Compute<T> exp_for(Compute<T> x) {
   if constexpr (std::is_same_v<T, bfloat16>)
-    return fast_exp2(x * kLog2E);
+    return fast_exp2(x * kLog2e);
   else
     return exp(x);
 }
 template <class T>
 __device__ Compute<T> sigmoid_for(Compute<T> x) {
   if constexpr (std::is_same_v<T, bfloat16>)
-    return fast_reciprocal(1.0f + fast_exp2(x * -kLog2E));
+    return fast_reciprocal(1.0f + fast_exp2(x * -kLog2e));
   else
     return sigmoid(x);
 }

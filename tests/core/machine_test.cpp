@@ -57,7 +57,7 @@ TEST(Machine, NamesTheFileAndTheKeyThatAreWrong) {
   EXPECT_THAT(complaint("\"latency\": ", "\"latency\": -"), HasSubstr("within_host.all_reduce.latency"));
   EXPECT_THAT(complaint("\"flop\": ", "\"flop\": [],\"x\": "),
               AllOf(HasSubstr("gemm.flop"), HasSubstr("[]")));
-  EXPECT_THAT(complaint("\"version\": 1", "\"version\": 9"), HasSubstr("version: expected 1, got 9"));
+  EXPECT_THAT(complaint("\"version\": 2", "\"version\": 9"), HasSubstr("version: expected 2, got 9"));
   EXPECT_THAT(complaint("float32", "float33"), HasSubstr("dtype: expected one of"));
   EXPECT_THAT(complaint("{", "{{"), HasSubstr("expected a JSON object"));
   EXPECT_THAT(error_of([&] { Machine::load(folder / "none.json"); }),
@@ -85,7 +85,7 @@ TEST(Machine, CollectivesCostWhatARingMoves) {
 TEST(StepCost, H200TakesThePeersTimeForThePeersShapes) {
   // DESIGN section 5: attention 0.865 and 2.58 ms, at batch 2.
   const Machine machine = Machine::builtin_h200();
-  const double launches = 3 * machine.rope.call;
+  const double launches = 3 * machine.attention.call;
   const Seconds all = mixing_seconds(paper("T"), machine, 8192, 8192, 0, 8192, 1, false) * 2;
   EXPECT_NEAR(all.forward, 0.865e-3, launches + 0.1e-3);
   EXPECT_NEAR(all.backward, 2.58e-3, launches + 0.1e-3);

@@ -58,7 +58,7 @@ struct Problem {
 };
 
 TEST(AttentionBf16, AgreesWithFloat64) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (const Sizes& z :
        {Sizes{2, 300, 300, 3, 96, 96, 0}, Sizes{1, 128, 128, 2, 64, 64, 0}, Sizes{1, 1, 1, 2, 96, 64, 0},
         Sizes{2, 1, 77, 2, 64, 128, 76}, Sizes{1, 2, 2, 1, 128, 128, 0},
@@ -73,7 +73,7 @@ TEST(AttentionBf16, AgreesWithFloat64) {
 }
 
 TEST(AttentionBf16, AgreesWithFloat64AtRandomSizes) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   std::mt19937 generator(7);
   const auto from = [&](std::int64_t low, std::int64_t high) {
     return std::uniform_int_distribution<std::int64_t>(low, high)(generator);
@@ -88,7 +88,7 @@ TEST(AttentionBf16, AgreesWithFloat64AtRandomSizes) {
 }
 
 TEST(AttentionBf16, HasTheSameBitsAgain) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (const Sizes& z : {Sizes{2, 513, 513, 2, 96, 96, 0}, Sizes{1, 640, 900, 2, 128, 64, 260}}) {
     const Problem one(z), two(z);
     for (const Problem* s : {&one, &two}) s->forward(), s->backward();
@@ -98,7 +98,7 @@ TEST(AttentionBf16, HasTheSameBitsAgain) {
 }
 
 TEST(AttentionBf16, QueriesInSegmentsAddUpToTheGradientsOfTheirKeys) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Problem s({2, 150, 200, 2, 96, 96, 40});
   s.forward();
   bool first = true;
@@ -115,7 +115,7 @@ TEST(AttentionBf16, QueriesInSegmentsAddUpToTheGradientsOfTheirKeys) {
 }
 
 TEST(AttentionBf16, SlicesOfOneProjectionNeedNoCopies) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const std::int64_t b = 2, t = 190, h = 2, n = 96;
   const Problem s({b, t, t, h, n, n, 0});
   const Aligned qkv({b, t, 3 * h, n}, DType::bf16), dqkv({b, t, 3 * h, n}, DType::bf16);
@@ -131,7 +131,7 @@ TEST(AttentionBf16, SlicesOfOneProjectionNeedNoCopies) {
 }
 
 TEST(AttentionBf16, NoQueriesIsNoWork) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (std::int64_t tk : {0, 5}) {
     const Problem s({2, 0, tk, 2, 64, 64, 0});
     s.forward(), s.backward();
@@ -144,7 +144,7 @@ TEST(AttentionBf16, NoQueriesIsNoWork) {
 }
 
 TEST(AttentionBf16, WidthsAndAlignmentsThatDoNotWorkAreNamed) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Problem wide({1, 4, 4, 1, 136, 64, 0}), odd({1, 4, 4, 1, 64, 36, 0}), good({1, 4, 4, 1, 64, 64, 0});
   EXPECT_TRUE(fails_naming([&] { wide.forward(); }, {"[attention] head widths:", "n 136", "p 64", "128"}));
   EXPECT_TRUE(fails_naming([&] { odd.backward(); }, {"[attention_backward] head widths:", "p 36"}));

@@ -185,7 +185,7 @@ TEST(Attention, NoQueriesIsNoWork) {
 }
 
 TEST(Attention, OnAGpuWidthsThatDoNotFitAreNamedAndNothingElseFails) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Variant gpu{DType::f64, Layout::contiguous, {Device::cuda}};
   const Problem wide(gpu, {1, 2, 2, 1, 4096, 4, 0}), good(gpu, {1, 2, 2, 1, 4, 4, 0});
   EXPECT_TRUE(fails_naming([&] { wide.forward(); }, {"[attention]", "shared memory"}));

@@ -35,7 +35,7 @@ struct Norm {
 };
 
 TEST(RmsNormInBfloat16, AgreesWithTheCpu) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (Layout layout : layouts())
     for (bool gated : {false, true})
       for (bool residual : {false, true})
@@ -55,7 +55,7 @@ TEST(RmsNormInBfloat16, AgreesWithTheCpu) {
 }
 
 TEST(RmsNormInBfloat16, MayWriteOverWhatItReadsAndRepeats) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (Layout layout : layouts())
     for (const Shape& shape : {Shape{2, 40, 4, 96}, Shape{1, 600, 1, 264}}) {
       const Norm a(layout, shape, true, true), b(layout, shape, true, true), c(layout, shape, true, true);
@@ -76,7 +76,7 @@ TEST(RmsNormInBfloat16, MayWriteOverWhatItReadsAndRepeats) {
 }
 
 TEST(SwigluInBfloat16, AgreesWithTheCpuAndMayWriteOverItsInput) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (Layout layout : layouts())
     for (const Shape& shape :
          {Shape{2, 5, 37}, Shape{2, 17, 64}, Shape{1, 3, 4096}, Shape{1, 2, 2056}, Shape{1, 50, 8}}) {
@@ -95,7 +95,7 @@ TEST(SwigluInBfloat16, AgreesWithTheCpuAndMayWriteOverItsInput) {
 }
 
 TEST(StepSizeInBfloat16, AgreesWithTheCpu) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (Layout layout : layouts())
     for (const Shape& shape : {Shape{2, 5, 3}, Shape{2, 700, 16}, Shape{1, 20, 300}}) {
       Twins twins(layout);
@@ -113,7 +113,7 @@ TEST(StepSizeInBfloat16, AgreesWithTheCpu) {
 }
 
 TEST(RowsInBfloat16, NoTokensWork) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (const Shape& shape : {Shape{2, 0, 2, 96}, Shape{0, 3, 2, 96}}) {
     const Norm s(Layout::contiguous, shape, true, true), before(Layout::contiguous, shape, true, true);
     s.forward(), s.backward();

@@ -37,7 +37,7 @@ struct Step {
 };
 
 TEST(AdamWOnAGpu, ClipsAndRoundsTheWeights) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (Layout layout : {Layout::contiguous, Layout::strided})  // the second begins anywhere
     for (std::int64_t length : {1, 3, 4, 5000, 20001})
       for (double norm : {0.1, 7.0}) {
@@ -51,7 +51,7 @@ TEST(AdamWOnAGpu, ClipsAndRoundsTheWeights) {
 }
 
 TEST(AdamWOnAGpu, ANormThatIsNotFiniteChangesNothing) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (double norm : {double(NAN), double(INFINITY)}) {
     const Step s(Layout::contiguous, 100, norm), before(Layout::contiguous, 100, norm);
     s.run(&Twin::gpu, s.rounded, Twins::on_gpu());
@@ -67,7 +67,7 @@ const std::vector<Shape>& shapes() {
 }
 
 TEST(ElementwiseOnAGpu, FillAndAddWorkOnEveryShapeAndLayout) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const TestStream gpu = Twins::on_gpu();
   for (Layout layout : layouts())
     for (const Shape& shape : shapes()) {
@@ -81,7 +81,7 @@ TEST(ElementwiseOnAGpu, FillAndAddWorkOnEveryShapeAndLayout) {
 }
 
 TEST(ElementwiseOnAGpu, CopyRoundsAsTheCpuDoes) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const TestStream gpu = Twins::on_gpu();
   for (DType from : {DType::f64, DType::f32, DType::bf16})
     for (DType to : {DType::f64, DType::f32, DType::bf16})
@@ -99,7 +99,7 @@ TEST(ElementwiseOnAGpu, CopyRoundsAsTheCpuDoes) {
 }
 
 TEST(SumOnAGpu, AgreesWithTheDefinition) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const TestStream gpu = Twins::on_gpu();
   for (DType dtype : {DType::f32, DType::bf16})
     for (std::int64_t length : {1, 7, 8191, 8192, 8193, 100001})

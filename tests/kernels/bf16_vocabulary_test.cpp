@@ -9,7 +9,7 @@ namespace {
 using namespace transmamba::testing;  // NOLINT
 
 TEST(EmbeddingInBfloat16, CopiesRows) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (Layout layout : layouts())
     for (std::int64_t d : {70, 64, 3000}) {
       Twins twins(layout);
@@ -23,7 +23,7 @@ TEST(EmbeddingInBfloat16, CopiesRows) {
 }
 
 TEST(EmbeddingInBfloat16, GradientAddsRowsOfRepeatedTokens) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (Layout layout : layouts())
     for (const Shape& shape : {Shape{2, 40, 150}, Shape{3, 311, 136}, Shape{1, 1, 8}, Shape{1, 130, 1}})
       for (int words : {1, 7, 300}) {
@@ -38,7 +38,7 @@ TEST(EmbeddingInBfloat16, GradientAddsRowsOfRepeatedTokens) {
 }
 
 TEST(EmbeddingInBfloat16, GradientHasTheOrderOfTokens) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const auto gradient = [](DType dtype, Device device) {  // bfloat16's numbers in both
     Arrays values({DType::bf16, Layout::contiguous, {}});
     const Array source = values.normal({2, 300, 40}), tokens = values.tokens({2, 300}, 5);
@@ -53,7 +53,7 @@ TEST(EmbeddingInBfloat16, GradientHasTheOrderOfTokens) {
 }
 
 TEST(EmbeddingInBfloat16, WhatIsOutsideTheVocabularyGivesNan) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   Twins twins(Layout::contiguous);
   const Twin weight = twins.normal({33, 16}), y = twins.poisoned({2, 5, 16}), dy = twins.normal({2, 5, 16}),
              dweight = twins.normal_s({33, 16});
@@ -90,7 +90,7 @@ struct Loss {
 };
 
 TEST(CrossEntropyInBfloat16, AgreesWithTheCpu) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (Layout layout : layouts())
     for (double scale : {1.0, 100.0})
       for (const Shape& shape :
@@ -106,7 +106,7 @@ TEST(CrossEntropyInBfloat16, AgreesWithTheCpu) {
 }
 
 TEST(CrossEntropyInBfloat16, WorksOnAShard) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Loss s(Layout::contiguous, {2, 30, 80}, 1, 20, 120);
   s.run(&Twin::gpu, Twins::on_gpu()), s.run(&Twin::cpu, {});
   EXPECT_TRUE(agree(s.partial));
@@ -117,7 +117,7 @@ TEST(CrossEntropyInBfloat16, WorksOnAShard) {
 }
 
 TEST(CrossEntropyInBfloat16, GradientMayWriteOverTheLogitsAndRepeats) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (std::int64_t words : {333, 4096}) {
     const Loss a(Layout::contiguous, {2, 5, words}, 1), b(Layout::contiguous, {2, 5, words}, 1);
     a.run(&Twin::gpu, Twins::on_gpu()), b.run(&Twin::gpu, Twins::on_gpu());
@@ -128,7 +128,7 @@ TEST(CrossEntropyInBfloat16, GradientMayWriteOverTheLogitsAndRepeats) {
 }
 
 TEST(CrossEntropyInBfloat16, MaskedLogitsGetNoGradientAndNanShows) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Loss s(Layout::contiguous, {1, 3, 40}, 1);
   for (std::int64_t j : {0, 1, 2}) set(s.targets, {0, j}, j == 2 ? 40 : 1);
   for (std::int64_t k = 20; k < 40; ++k) set(s.logits.gpu, {0, 0, k}, -INFINITY);

@@ -1,13 +1,12 @@
 // A rank may hold no tokens of a segment: every op then does nothing, and reads and writes nothing.
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
-#include "kernels/conv.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"
+#include "kernels/qkv_conv.h"
 #include "kernels/rms_norm.h"
-#include "kernels/rope.h"
 #include "kernels/step_size.h"
 #include "kernels/swiglu.h"
 #include "testing.h"
@@ -81,22 +80,46 @@ TEST(NoTokens, NormsDoNothing) {
 TEST(NoTokens, ConvolutionsPassNoGradientToTheHalo) {
   for_each_nothing([](const Nothing& none) {
     const TestStream& stream = none.variant.stream;
-    const Gradient weight(none, {3, 4}), bias(none, {3}), dweight(none, {3, 4}), dbias(none, {3});
-    const Gradient halo(none, {none.b, 3, 3}), dhalo(none, {none.b, 3, 3});
-    const View x = none({3});
-    conv({x, halo, weight, bias, x}, stream);
-    conv_backward({x, x, halo, weight, bias, x, dhalo, dweight, dbias}, stream);
-    conv_backward({x, x, {}, weight, bias, x, {}, dweight, dbias}, stream);
+    const Gradient weight(none, {5, 4}), bias(none, {5}), dweight(none, {5, 4}), dbias(none, {5});
+    const Gradient halo(none, {none.b, 3, 5}), dhalo(none, {none.b, 3, 5});
+    const View x = none({5}), keys = none({1, 2});
+    for (const std::int64_t rotated : {std::int64_t{0}, none.t}) {
+      const View k = rotated == none.t ? keys : View();
+      qkv_conv({.x = x,
+                .halo = halo,
+                .weight = weight,
+                .bias = bias,
+                .y = x,
+                .k_rotated = k,
+                .qk_width = 2,
+                .rotated = rotated,
+                .position = 7},
+               stream);
+      for (const bool first : {false, true})
+        qkv_conv_backward({.dy = x,
+                           .dk_rotated = k,
+                           .x = x,
+                           .halo = first ? View() : View(halo),
+                           .weight = weight,
+                           .bias = bias,
+                           .dx = x,
+                           .dhalo = first ? View() : View(dhalo),
+                           .dweight = dweight,
+                           .dbias = dbias,
+                           .qk_width = 2,
+                           .rotated = rotated,
+                           .position = 7},
+                          stream);
+    }
     EXPECT_TRUE(dweight.untouched() && dbias.untouched() && halo.untouched());
     EXPECT_TRUE(near(dhalo.value, 0, [](auto&) { return 0; }));
   });
 }
 
-TEST(NoTokens, ActivationsAndRotationsDoNothing) {
+TEST(NoTokens, ActivationsDoNothing) {
   for_each_nothing([](const Nothing& none) {
     const TestStream& stream = none.variant.stream;
     const Gradient bias(none, {3}), dbias(none, {3});
-    rope({.x = none({2, 4}), .y = none({2, 4}), .position = 7}, stream);
     swiglu({none({6}), none({3})}, stream);
     swiglu_backward({none({3}), none({6}), none({6})}, stream);
     step_size({none({3}), bias, none({3})}, stream);

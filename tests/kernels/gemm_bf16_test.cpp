@@ -37,7 +37,7 @@ void check_product(const Case& s) {
 }
 
 TEST(GemmBf16, AgreesWithFloat64) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (bool ta : {false, true})
     for (bool tb : {false, true})
       for (DType c : {DType::bf16, DType::f32})
@@ -46,7 +46,7 @@ TEST(GemmBf16, AgreesWithFloat64) {
 }
 
 TEST(GemmBf16, AnyShapeWorks) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (const Case& s :
        {Case{1, 64, 96, false, true}, Case{64, 1, 96, true, false, 1}, Case{64, 96, 1},
         Case{1, 1, 1, true, true, 1, DType::f32}, Case{17, 9, 23, false, true, 0, DType::f32, true},
@@ -55,7 +55,7 @@ TEST(GemmBf16, AnyShapeWorks) {
 }
 
 TEST(GemmBf16, NoTermsAndNoElementsWork) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (DType c : {DType::bf16, DType::f32})
     for (bool addend : {false, true})
       for (double beta : {0.0, 2.0})
@@ -66,7 +66,7 @@ TEST(GemmBf16, NoTermsAndNoElementsWork) {
 }
 
 TEST(GemmBf16, RowsOfAnyAlignmentAreRightOrAnError) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Variant odd{DType::bf16, Layout::strided, kGpu};
   Arrays arrays(odd);
   const Array a = arrays.normal({40, 24}, 0.2), b = arrays.normal({32, 24}), c = arrays.poisoned({40, 32});
@@ -85,7 +85,7 @@ TEST(GemmBf16, RowsOfAnyAlignmentAreRightOrAnError) {
 
 /// Large enough for several algorithms to be tried.
 TEST(GemmBf16, LargeProductsHaveTheSameBitsAgain) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const std::int64_t m = 1040, n = 1048, k = 512;
   for (DType type : {DType::bf16, DType::f32}) {
     const Aligned a({k, m}, DType::bf16), b({k, n}, DType::bf16), before({m, n}, type);

@@ -1,7 +1,7 @@
 #include "kernels/qkv_conv.h"
 
-#include "kernels/conv.h"
-#include "kernels/rope.h"
+#include "kernels/cpu/conv.h"
+#include "kernels/cpu/rope.h"
 #include "twins.h"
 
 namespace transmamba {
@@ -83,12 +83,12 @@ TEST(QkvConv, IsConvThenRope) {
         a.forward(s, variant.stream);
         const Array u(s.activations(), variant.dtype), turned(s.activations(), variant.dtype);
         const Tensors<Array> r = arrays_of({variant.dtype, variant.layout, {}}, s);
-        conv({r.x, r.halo, r.weight, r.bias, u}, {});
+        cpu::conv({r.x, r.halo, r.weight, r.bias, u}, {});
         turned.assign(u);
         for (std::int64_t part : {0, 1}) {
           const View heads =
               View(turned).slice(1, 0, rotated).slice(2, part * 12, part * 12 + 12).split(2, 6);
-          rope({heads, heads, s.position}, {});
+          cpu::rope({heads, heads, s.position}, {});
         }
         const auto in_y = [&](const std::vector<std::int64_t>& at) {
           return get(at[2] < 12 || !k_rotated ? turned : u, at);
@@ -121,17 +121,26 @@ TEST(QkvConv, GradientsAgreeWithFiniteDifferences) {
       }
 }
 
-TEST(QkvConv, GradientsAgreeInEveryVariant) {
+TEST(QkvConv, AgreesInEveryVariantAlsoItsGradients) {
   for (const Sizes& s :
        {Sizes{2, 70, 2, 6, 5, 4, 33, 7, true, true}, Sizes{1, 70, 3, 4, 8, 2, 70, 0, true, false},
-        Sizes{2, 3, 1, 3, 2, 4, 0, 0, true, true}}) {
+        Sizes{2, 3, 1, 3, 2, 4, 0, 0, true, true},
+        // Several runs of tokens and tiles of channels, wide and narrow windows.
+        Sizes{2, 200, 4, 24, 27, 5, 120, 3, true, true}, Sizes{2, 9, 3, 2, 3, 6, 4, 0, false, true},
+        Sizes{2, 9, 3, 2, 3, 1, 9, 0, true, true}}) {
     const Tensors<Array> reference = arrays_of({}, s);
-    reference.backward(s, {});
+    reference.forward(s, {}), reference.backward(s, {});
     for (const Variant& variant : variants()) {
       const Tensors<Array> a = arrays_of(variant, s);
-      a.backward(s, variant.stream);
+      a.forward(s, variant.stream), a.backward(s, variant.stream);
+      EXPECT_TRUE(near(a.y, [&](auto& at) { return get(reference.y, at); })) << s.text();
+      if (s.k_rotated) {
+        EXPECT_TRUE(near(a.k_rotated, [&](auto& at) { return get(reference.k_rotated, at); })) << s.text();
+      }
       EXPECT_TRUE(near(a.dx, [&](auto& at) { return get(reference.dx, at); })) << s.text();
-      EXPECT_TRUE(near(a.dhalo, [&](auto& at) { return get(reference.dhalo, at); })) << s.text();
+      if (s.halo) {
+        EXPECT_TRUE(near(a.dhalo, [&](auto& at) { return get(reference.dhalo, at); })) << s.text();
+      }
       EXPECT_TRUE(near(a.dweight, [&](auto& at) { return get(reference.dweight, at); })) << s.text();
       EXPECT_TRUE(near(a.dbias, [&](auto& at) { return get(reference.dbias, at); })) << s.text();
     }
@@ -187,7 +196,7 @@ void expect_agreement(Layout layout, const Sizes& s, unsigned seed = 1) {
 }
 
 TEST(QkvConv, InBfloat16AgreesWithTheCpu) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   for (Layout layout : layouts())
     for (const Sizes& s : {
              Sizes{2, 70, 2, 96, 96, 4, 41, 0, true, true},  // several runs, partial groups and chunks
@@ -206,7 +215,7 @@ TEST(QkvConv, InBfloat16AgreesWithTheCpu) {
 }
 
 TEST(QkvConv, InBfloat16AgreesOnRandomShapes) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   std::mt19937 generator(7);
   const auto draw = [&](std::int64_t low, std::int64_t high) {
     return std::uniform_int_distribution<std::int64_t>(low, high)(generator);
@@ -219,7 +228,7 @@ TEST(QkvConv, InBfloat16AgreesOnRandomShapes) {
 }
 
 TEST(QkvConv, InBfloat16ManyTokensAgreeAndRepeat) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Sizes s{1, 4500, 1, 8, 8, 4, 4300, 0, true, true};  // runs of more than one chunk
   expect_agreement(Layout::contiguous, s);
   const Twofold a(Layout::padded, s), b(Layout::padded, s);
@@ -270,6 +279,8 @@ TEST(QkvConv, BadArgumentsAreNamed) {
   const Array bad({2, 5, 3}, DType::f64);
   EXPECT_TRUE(fails([&](auto& a, auto&) { a.halo = bad; }, {"[qkv_conv]", "halo", "(2, 3, 22)"}));
   EXPECT_TRUE(fails([&](auto& a, auto&) { a.k_rotated = bad; }, {"[qkv_conv]", "k_rotated", "(2, 3, 2, 4)"}));
+  EXPECT_TRUE(fails([&](auto& a, auto&) { a.y = bad; }, {"[qkv_conv]", "y:", "(2, 5, 22)"}));
+  EXPECT_TRUE(fails([&](auto& a, auto&) { a.weight = a.bias; }, {"[qkv_conv]", "weight", "(c, w)"}));
   EXPECT_TRUE(fails([&](auto& a, auto&) { a.y = a.x; }, {"[qkv_conv]", "y: must not alias x"}));
   EXPECT_TRUE(fails([&](auto& a, auto&) { a.dx = a.dy; }, {"[qkv_conv_backward]", "dx: must not alias dy"}));
   EXPECT_TRUE(fails([&](auto&, auto& z) { z.rotated = 6; }, {"[qkv_conv]", "rotated", "6"}));

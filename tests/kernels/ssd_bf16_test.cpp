@@ -57,6 +57,7 @@ std::string to_text(const Case& c) {
   return fmt::format("b {} t {} h {} n {} p {} states {} skip {} dt {}", c.b, c.t, c.h, c.n, c.p,
                      c.has_states, c.has_skip, c.step);
 }
+void PrintTo(const Case& c, std::ostream* out) { *out << to_text(c); }  // a test's name, else made of bytes
 
 /// One side's tensors: q, k, v as windows on one packed tensor whose tokens have neighbours, and all the
 /// rest.
@@ -177,8 +178,8 @@ std::vector<Case> cases() {
 class SsdBf16Cases : public ::testing::TestWithParam<Case> {};
 
 TEST_P(SsdBf16Cases, AgreesWithFloat64) {
-  if (!has_gpu())
-    return;  // the CPU has no bfloat16: tests/kernels/ssd_test.cpp checks what this compares with
+  // The CPU has no bfloat16: tests/kernels/ssd_test.cpp checks what this compares with.
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Case& c = GetParam();
   SCOPED_TRACE(to_text(c));
   const Side gpu(c, DType::bf16, {Device::cuda}), cpu(c, DType::f64, {Device::cpu, 2});
@@ -225,7 +226,7 @@ TEST_P(SsdBf16Cases, AgreesWithFloat64) {
 INSTANTIATE_TEST_SUITE_P(Widths, SsdBf16Cases, ::testing::ValuesIn(cases()));
 
 TEST(SsdBf16, RepeatsToTheBit) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Case c{2, 700, 3, 96, 64, true, true, 0.1};
   std::vector<Side> sides;
   for (int i = 0; i < 2; ++i) {
@@ -240,7 +241,7 @@ TEST(SsdBf16, RepeatsToTheBit) {
 }
 
 TEST(SsdBf16, AStateMayPassInPlace) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Case c{1, 500, 2, 64, 64, true, true, 0.05};
   const Side apart(c, DType::bf16, {Device::cuda}), in_place(c, DType::bf16, {Device::cuda});
   apart.draw(c, 6), in_place.draw(c, 6);
@@ -260,7 +261,7 @@ TEST(SsdBf16, AStateMayPassInPlace) {
 }
 
 TEST(SsdBf16, WidthsWithoutAKernelAndUnalignedRowsAreNamed) {
-  if (!has_gpu()) return;
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const Case narrow{1, 5, 1, 32, 64, false, false, 0.1};
   const Side side(narrow, DType::bf16, {Device::cuda});
   EXPECT_TRUE(

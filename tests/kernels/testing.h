@@ -154,6 +154,13 @@ inline std::vector<Variant> variants() {
       for (const TestStream& stream : streams({1, 2})) all.push_back({dtype, layout, stream});
   return all;
 }
+/// Those of the CPU, for what it alone has.
+inline std::vector<Variant> cpu_variants() {
+  std::vector<Variant> all;
+  for (const Variant& variant : variants())
+    if (variant.stream.device == Device::cpu) all.push_back(variant);
+  return all;
+}
 /// Two runs that must give the same bits: on one thread and on two, and on a GPU twice.
 inline std::vector<std::pair<Variant, Variant>> repeats(DType dtype = DType::f32,
                                                         Layout layout = Layout::contiguous) {
