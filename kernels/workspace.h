@@ -1,10 +1,11 @@
 // What kernels take beside their arguments while they run, on a GPU in bfloat16: the formulas that the CUDA
 // kernels themselves count by, so that a plan can count too. Where it comes from is said by Stream::scratch.
 //
-// Not here are workspaces that are small beside these, or beside the arguments: partial sums of gradients of
-// parameters (at most 5 float32 a channel for each 128 tokens), the embedding's sorted tokens (16 bytes each
-// and the sort's own), counters. The plain float32 and float64 kernels, which are there to check the others,
-// take more.
+// Not here are those that are small beside these or beside the kernels' arguments: qkv_conv_backward's 5
+// float32 a channel and run of tokens, of which there are at most 256 and one a sequence; rms_norm_backward's
+// d float32 a group and run, at most 396; step_size_backward's h float64 a run, at most 256;
+// embedding_backward's 16 bytes a token and the sort's own. Nor are the plain float32 and float64 kernels,
+// which are there to check the others and take more.
 #pragma once
 
 #include <cstdint>
