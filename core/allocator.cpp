@@ -210,4 +210,18 @@ std::uint64_t Allocator::fingerprint() const {
 
 void Allocator::keep_all() { keeps_all = true; }
 
+std::byte* ArenaScratch::take(std::int64_t bytes) {
+  auto block = memory_.allocate(bytes);
+  const std::lock_guard lock(mutex_);
+  taken_.push_back(std::move(block));
+  return taken_.back().get();
+}
+
+void ArenaScratch::give_back(std::byte* block) noexcept {
+  const std::lock_guard lock(mutex_);  // few are taken at a time, and the last ones go first
+  const auto found =
+      std::find_if(taken_.rbegin(), taken_.rend(), [&](const auto& taken) { return taken.get() == block; });
+  if (found != taken_.rend()) taken_.erase(std::next(found).base());
+}
+
 }  // namespace transmamba

@@ -4,6 +4,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
 
 #include "kernels/device.h"
 
@@ -40,6 +43,20 @@ class Allocator {
  private:
   explicit Allocator(std::shared_ptr<Pool> pool);
   std::shared_ptr<Pool> pool_;
+};
+
+/// A GPU allocator's blocks as kernels' workspaces, so that they are counted with all others. Thread-safe.
+/// Must outlive what it has handed out.
+class ArenaScratch : public Scratch {
+ public:
+  explicit ArenaScratch(Allocator memory) : memory_(std::move(memory)) {}
+  std::byte* take(std::int64_t bytes) override;
+  void give_back(std::byte* block) noexcept override;
+
+ private:
+  Allocator memory_;
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<std::byte>> taken_;
 };
 
 }  // namespace transmamba

@@ -21,6 +21,8 @@ TRANSMAMBA_KERNEL(attention, Attention);
 /// Gradients of Attention; probabilities are recomputed from lse. dq is overwritten. dk and dv are
 /// overwritten (keys that no query sees get zero) or, with `accumulate`, added to (such keys keep what they
 /// had), so that several runs of queries can share their keys. Deterministic.
+/// Workspace on a GPU: kernels/workspace.h, and with `accumulate` dk and dv of the heads that it takes at a
+/// time.
 struct AttentionBackward {
   ConstView dout;  ///< gradient of o
   ConstView q, k, v, o, lse;

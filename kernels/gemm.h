@@ -13,6 +13,7 @@ namespace transmamba {
 ///   input     {.a = dy, .b = W, .c = dx}
 ///   weight    {.a = dy, .transpose_a = true, .b = x, .c = dW, .beta = 1}
 /// and with a residual  {.a = x, .b = W, .transpose_b = true, .addend = r, .c = y, .beta = 1}.
+/// Workspace on a GPU: kernels/workspace.h.
 struct Gemm {
   ConstView a;
   bool transpose_a = false;

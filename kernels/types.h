@@ -56,6 +56,17 @@ constexpr DType dtype_of() {
   return DType::i32;
 }
 
+/// Memory for what a kernel needs while it runs, in the order of one stream: what was given back is handed
+/// out again at once, to work that is enqueued later. So a function takes it, enqueues all that uses it on
+/// that stream, and gives it back before it returns.
+class Scratch {
+ public:
+  virtual ~Scratch() = default;
+  /// Contents are undefined; aligned to 256 bytes; `bytes` > 0. Throws Error where there is no more.
+  virtual std::byte* take(std::int64_t bytes) = 0;
+  virtual void give_back(std::byte* block) noexcept = 0;
+};
+
 /// Where and in which order kernels run. CPU kernels return when done and use up to `threads` cores;
 /// their results do not depend on `threads`. CUDA kernels are enqueued on `handle` (a cudaStream_t).
 struct Stream {
@@ -65,6 +76,9 @@ struct Stream {
   /// Off: kernels may add in any order where that is faster, so that two runs differ by rounding (attention's
   /// backward pass in bfloat16).
   bool deterministic = true;
+  /// Of CUDA kernels' workspaces (kernels/workspace.h says how large they are); must outlive the stream's
+  /// work. Null: each is taken from the driver, in the order of the stream.
+  Scratch* scratch = nullptr;
 };
 
 /// At most kMaxDims extents; outermost first.

@@ -58,6 +58,8 @@ Session::Session(const TrainConfig& config, int ranks_on_cores, int ranks, int l
     context_.stream = gpu::create_stream();
     host_ = Allocator::pinned(context_.stream);
     context_.host = &host_;
+    scratch_ = std::make_unique<ArenaScratch>(memory_);
+    context_.stream.scratch = scratch_.get();
   }
   context_.stream.deterministic = config.deterministic;
   context_.stream.threads =

@@ -1,6 +1,7 @@
 // What a rank runs with: its device, its cores and its memory.
 #pragma once
 
+#include <memory>
 #include <optional>
 
 #include "core/config.h"
@@ -10,8 +11,8 @@
 namespace transmamba {
 
 /// Everything a rank runs with, made from the configuration: on a GPU one stream, one arena for all tensors
-/// and pinned memory for what the host reads and writes. Throws Error where this machine or build lacks what
-/// it asks for. Must outlive all tensors.
+/// and workspaces, and pinned memory for what the host reads and writes. Throws Error where this machine or
+/// build lacks what it asks for. Must outlive all tensors.
 class Session {
  public:
   /// `ranks_on_cores` ranks share the cores that this process may use (Process knows).
@@ -30,6 +31,7 @@ class Session {
   Session(const TrainConfig& config, int ranks_on_cores, int ranks, int local_rank);
   std::optional<gpu::Info> gpu_;
   Allocator memory_, host_;
+  std::unique_ptr<ArenaScratch> scratch_;  // of kernels on the GPU's stream, from memory_
   Context context_;
 };
 

@@ -235,6 +235,14 @@ void Trainer::save() {
                            seconds_since(start)));
 }
 
+/// Of a run that was slower than it could be, this says why.
+void Trainer::report_graphs() {
+  const MicroBatch* const micro_batch = engine_->micro_batch();
+  if (micro_batch && log_)
+    log_->note(fmt::format("{} of {} micro-batches were replays of a captured CUDA graph",
+                           micro_batch->replays(), micro_batch->runs()));
+}
+
 void Trainer::report_communication() {
   if (world_.size() == 1) return;
   const TrafficSummary summary = traffic_.summary();
@@ -307,7 +315,7 @@ void Trainer::run() {
   }
   if (trained == 0 && log_)
     log_->note(fmt::format("nothing to do: step {} of {} is reached", state_.step, steps));
-  if (trained > 0) report_communication();
+  if (trained > 0) report_graphs(), report_communication();
 }
 
 }  // namespace transmamba

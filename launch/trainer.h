@@ -41,6 +41,7 @@ class Trainer {
   void take_over(const Checkpoint& checkpoint);
   void warn_of_later_checkpoints() const;
   void print_start();
+  void report_graphs();
   void report_communication();
   bool speaks() const { return world_.rank() == 0; }
   Batch batch(const TokenDataset& data, const SampleOrder& order, std::int64_t first,

@@ -47,6 +47,7 @@ class Engine {
   Optimizer& optimizer() { return optimizer_; }
   const Optimizer& optimizer() const { return optimizer_; }
   const Schedule& schedule() const { return schedule_; }
+  const MicroBatch* micro_batch() const { return micro_batch_.get(); }  ///< null where none are captured
 
  private:
   Config config_;

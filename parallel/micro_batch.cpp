@@ -22,18 +22,20 @@ void MicroBatch::run(const Batch& batch) {
   from_host(context_, batch.tokens, tokens_);
   from_host(context_, batch.targets, targets_);
   const std::uint64_t in_use = context_.memory->fingerprint();
-  if (!warm_) {
-    warm_ = true;
-    return enqueue();
+  if (runs_++ == 0) return enqueue();
+  mismatches_ = graph_ && in_use != fingerprint_ ? mismatches_ + 1 : 0;
+  if (mismatches_ > patience_) {
+    synchronize(context_);  // the graph may still be running
+    graph_.reset();
+    patience_ *= 2;  // where memory never settles, captures must not cost more than they save
   }
   if (!graph_) {
-    fingerprint_ = in_use;
     graph_ = gpu::capture(context_.stream, [&] { enqueue(); });
+    fingerprint_ = in_use, mismatches_ = 0;
   }
-  if (in_use == fingerprint_)
-    graph_->launch(context_.stream);
-  else
-    enqueue();
+  if (in_use != fingerprint_) return enqueue();
+  graph_->launch(context_.stream);
+  ++replays_;
 }
 
 }  // namespace transmamba

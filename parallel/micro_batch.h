@@ -16,9 +16,13 @@ class MicroBatch {
   MicroBatch(const Context& context, const Model& model, const View& loss, double scale);
 
   /// Enqueues one micro-batch; all have the shape of the first. The first call runs kernel by kernel, which
-  /// also makes their choices and workspaces; the second captures. A call where other tensors are in use than
-  /// at the capture, so that the captured addresses may be theirs, runs kernel by kernel too.
+  /// also makes their choices; the second captures. A call where other tensors are in use than at the
+  /// capture, so that the captured addresses may be theirs, runs kernel by kernel too; where that happens
+  /// several times in a row, the next one captures anew.
   void run(const Batch& batch);
+  /// How many calls enqueued a graph, of all.
+  std::int64_t replays() const { return replays_; }
+  std::int64_t runs() const { return runs_; }
 
  private:
   void enqueue() const;
@@ -27,9 +31,11 @@ class MicroBatch {
   View loss_;
   double scale_;
   Tensor tokens_, targets_;  // where the graph reads them
-  bool warm_ = false;
   std::unique_ptr<gpu::Graph> graph_;
   std::uint64_t fingerprint_ = 0;  // of the memory in use when it was captured
+  std::int64_t runs_ = 0, replays_ = 0;
+  int mismatches_ = 0;  // in a row
+  int patience_ = 3;    // with them
 };
 
 }  // namespace transmamba

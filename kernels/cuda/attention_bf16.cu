@@ -9,15 +9,10 @@
 #include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/device.cuh"
 #include "kernels/elementwise.h"
+#include "kernels/workspace.h"
 
 namespace transmamba::cuda {
 namespace {
-
-// At a time in the backward pass: scores (of 2 bytes), and heads times keys, which are some 4 blocks for each
-// of an H200's processors. More is slower, as scores leave its cache: 8192 tokens of 32 heads take 4.8 ms by
-// 8 heads at a time, 5.1 by 4 and 6.9 by all 32. Where order did not matter, and nothing were stored, it
-// would be 2.7.
-constexpr std::int64_t kMostScores = std::int64_t{1} << 29, kMostKeys = 1 << 16;
 
 void check_rows(const ConstView& x, std::string_view op, std::string_view name) {
   constexpr std::int64_t kAlign = 16;
@@ -43,19 +38,7 @@ void for_each_run(std::int64_t tq, std::int64_t tk, std::int64_t offset, F&& f) 
   if (begin < tq) f(begin, tq, Mask::none);
 }
 
-/// How many sequences and heads of each the backward pass takes at a time.
-struct Piece {
-  std::int64_t sequences, heads;
-};
-Piece piece_of(std::int64_t b, std::int64_t h, std::int64_t tq, std::int64_t tk) {
-  const auto fits = [&](std::int64_t all_heads) {
-    return all_heads * tk <= kMostKeys && all_heads * tk * tq <= kMostScores;
-  };
-  if (fits(b * h)) return {b, h};
-  std::int64_t heads = h;
-  while (heads > 1 && (h % heads != 0 || !fits(heads))) --heads;
-  return {1, heads};
-}
+using Piece = workspace::AttentionPiece;
 
 /// Some heads of some sequences of a (b, t, h, width) view or of an lse (b, h, t).
 template <class V>
@@ -96,7 +79,7 @@ void run_backward(const AttentionBackward& a, Mask mask, const Stream& stream) {
     again.lse = View(lse);
     return run_backward(again, mask, stream);
   }
-  const Piece piece = stream.deterministic ? piece_of(b, h, tq, tk) : Piece{b, h};
+  const Piece piece = workspace::attention_backward_piece(b, h, tq, tk, stream.deterministic);
   for (std::int64_t i = 0; i < b; i += piece.sequences)
     for (std::int64_t j = 0; j < h; j += piece.heads) {
       const auto of = [&](const auto& x) { return part(x, i, j, piece); };
@@ -107,8 +90,8 @@ void run_backward(const AttentionBackward& a, Mask mask, const Stream& stream) {
           more_dv(a.accumulate ? dv : dv.slice(0, 0, 0), stream, op);
       if (a.accumulate) call.dk = more_dk, call.dv = more_dv;
       const FusedPlan& plan = fused_plan(call, mask, stream.deterministic);
-      const Workspace<std::byte> workspace(workspace_bytes(plan), stream, op);
-      run(plan, call, workspace.data(), stream);
+      const Workspace<std::byte> memory(workspace_bytes(plan), stream, op);
+      run(plan, call, memory.data(), stream);
       if (a.accumulate) cuda::add({call.dk, dk}, stream), cuda::add({call.dv, dv}, stream);
     }
 }
@@ -127,8 +110,8 @@ void attention_bf16(const Attention& a, const Stream& stream) {
     const Attention call{a.q.slice(1, begin, end), a.k.slice(1, 0, tk), a.v.slice(1, 0, tk),
                          a.o.slice(1, begin, end), lse.contiguous() ? lse : dense_lse};
     const FusedPlan& plan = fused_plan(call, mask);
-    const Workspace<std::byte> workspace(workspace_bytes(plan), stream, op);
-    run(plan, call, workspace.data(), stream);
+    const Workspace<std::byte> memory(workspace_bytes(plan), stream, op);
+    run(plan, call, memory.data(), stream);
     if (!lse.contiguous()) cuda::copy({call.lse, lse}, stream);
   });
 }

@@ -21,6 +21,7 @@ struct FusedPlan {
   cudnnHandle_t handle = nullptr;
   std::int64_t workspace = 0;
   std::string_view op;
+  mutable bool captured = false;  ///< a graph may launch its kernels at any time
 };
 
 namespace {
@@ -91,7 +92,8 @@ class Key {
   std::vector<std::int64_t> numbers_;
 };
 
-/// A training run has few shapes. Generation has another one for each token, so there is a bound.
+/// A training run has few shapes. Generation has another one for each token, so there is a bound; but what
+/// was captured stays.
 class Plans {
  public:
   template <class Make>
@@ -99,7 +101,8 @@ class Plans {
     constexpr std::size_t kMost = 256;
     const auto known = plans_.find(key);
     if (known != plans_.end()) return *known->second;
-    if (plans_.size() == kMost) plans_.clear();
+    if (plans_.size() >= kMost)
+      std::erase_if(plans_, [](const auto& plan) { return !plan.second->captured; });
     return *plans_.emplace(key, make()).first->second;
   }
 
@@ -197,7 +200,12 @@ std::unique_ptr<FusedPlan> make_plan(const AttentionBackward& a, Mask mask, bool
 void* address(const ConstView& x) { return const_cast<std::byte*>(x.raw()); }
 
 void execute(const FusedPlan& plan, Addresses addresses, std::byte* workspace, const Stream& stream) {
-  check_cudnn(cudnnSetStream(plan.handle, static_cast<cudaStream_t>(stream.handle)), plan.op);
+  const auto handle = static_cast<cudaStream_t>(stream.handle);
+  cudaStreamCaptureStatus status{};
+  const cudaError_t known = cudaStreamIsCapturing(handle, &status);
+  check(known == cudaSuccess, plan.op, "CUDA: {}", cudaGetErrorString(known));
+  plan.captured |= status != cudaStreamCaptureStatusNone;
+  check_cudnn(cudnnSetStream(plan.handle, handle), plan.op);
   auto result = plan.graph.execute(plan.handle, addresses, workspace);
   if (result.is_bad()) fail(plan.op, "cuDNN: {}", result.get_message());
 }

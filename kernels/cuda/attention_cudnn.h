@@ -10,7 +10,9 @@ namespace transmamba::cuda {
 enum class Mask : std::uint8_t { causal, none };
 
 /// cuDNN's way to compute one shape with given strides: found by a thread's first call and kept by it, which
-/// takes some time, so such calls do not belong in a step that is being measured or captured.
+/// takes some time, so such calls do not belong in a step that is being measured or captured. A reference is
+/// good until the thread's next call of fused_plan(); the kernels of a captured run() for as long as the
+/// thread.
 struct FusedPlan;
 
 /// lse must be contiguous. Of an argument only types, shapes and strides are looked at; `offset` and

@@ -82,19 +82,33 @@ class Range : public MemoryRange {
     if (mapped_ + bytes > size_) return false;
     const auto size = static_cast<std::size_t>(bytes);
     const CUdeviceptr at = address_ + static_cast<CUdeviceptr>(mapped_);
+    pieces_.reserve(pieces_.size() + 1);  // nothing after create() may throw but must()
     CUmemGenericAllocationHandle handle = 0;
-    const CUresult result = driver_.create(&handle, size, &properties_, 0);
+    CUresult result = driver_.create(&handle, size, &properties_, 0);
+    if (result == CUDA_ERROR_OUT_OF_MEMORY && trim()) result = driver_.create(&handle, size, &properties_, 0);
     if (result == CUDA_ERROR_OUT_OF_MEMORY) return false;
     must(result, "taking memory");
-    pieces_.emplace_back(handle, bytes);
-    must(driver_.map(at, size, 0, handle, 0), "mapping memory");
+    result = driver_.map(at, size, 0, handle, 0);
+    if (result != CUDA_SUCCESS) driver_.release(handle);
+    must(result, "mapping memory");
     const CUmemAccessDesc access{properties_.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
-    must(driver_.set_access(at, size, &access, 1), "opening memory");
+    result = driver_.set_access(at, size, &access, 1);
+    if (result != CUDA_SUCCESS) driver_.unmap(at, size), driver_.release(handle);
+    must(result, "opening memory");
+    pieces_.emplace_back(handle, bytes);
     mapped_ += bytes;
     return true;
   }
 
  private:
+  /// Gives back what the driver's pool keeps for workspaces that come from there. False if it cannot.
+  bool trim() const {
+    cudaMemPool_t pool = nullptr;
+    const bool trimmed = cudaDeviceGetDefaultMemPool(&pool, device_) == cudaSuccess &&
+                         cudaMemPoolTrimTo(pool, 0) == cudaSuccess;
+    if (!trimmed) cudaGetLastError();  // or the next launch would report this one
+    return trimmed;
+  }
   static void must(CUresult result, const char* what) {
     check(result == CUDA_SUCCESS, "gpu", "{}: the driver's error {}", what, static_cast<int>(result));
   }
@@ -143,11 +157,6 @@ Info select(int device) {
   check_cuda(cudaGetDeviceProperties(&properties, device), "gpu");
   std::size_t free = 0, total = 0;
   check_cuda(cudaMemGetInfo(&free, &total), "gpu");
-  // What kernels take as workspace stays with the process instead of going back at each synchronisation.
-  cudaMemPool_t pool = nullptr;
-  std::uint64_t keep = std::numeric_limits<std::uint64_t>::max();
-  check_cuda(cudaDeviceGetDefaultMemPool(&pool, device), "gpu");
-  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "gpu");
   return {properties.name, properties.major, properties.minor, static_cast<std::int64_t>(free),
           static_cast<std::int64_t>(total)};
 }

@@ -64,18 +64,25 @@ void launch(std::string_view op, const Stream& stream, const Grid& grid, void (*
   check_cuda(cudaGetLastError(), op);
 }
 
-/// Memory that is taken and given back in the order of the stream.
+/// Memory that is taken and given back in the order of the stream: Stream::scratch, or else the driver's.
 template <class T>
 class Workspace {
  public:
-  Workspace(std::int64_t size, const Stream& stream, std::string_view op) : stream_(handle_of(stream)) {
-    if (size > 0)
-      check_cuda(cudaMallocAsync(reinterpret_cast<void**>(&data_), static_cast<std::size_t>(size) * sizeof(T),
-                                 stream_),
+  Workspace(std::int64_t size, const Stream& stream, std::string_view op)
+      : stream_(handle_of(stream)), scratch_(stream.scratch) {
+    if (size <= 0) return;
+    const std::int64_t bytes = size * static_cast<std::int64_t>(sizeof(T));
+    if (scratch_)
+      data_ = reinterpret_cast<T*>(scratch_->take(bytes));
+    else
+      check_cuda(cudaMallocAsync(reinterpret_cast<void**>(&data_), static_cast<std::size_t>(bytes), stream_),
                  op);
   }
   ~Workspace() {
-    if (data_) cudaFreeAsync(data_, stream_);
+    if (data_ && scratch_)
+      scratch_->give_back(reinterpret_cast<std::byte*>(data_));
+    else if (data_)
+      cudaFreeAsync(data_, stream_);
   }
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
@@ -84,6 +91,7 @@ class Workspace {
  private:
   T* data_ = nullptr;
   cudaStream_t stream_;
+  Scratch* scratch_;
 };
 
 // ---- On the device ----

@@ -22,12 +22,13 @@
 #include <vector>
 
 #include "kernels/cuda/device.cuh"
+#include "kernels/workspace.h"
 
 namespace transmamba::cuda {
 namespace {
 
-constexpr std::size_t kWorkspace = 32 << 20;
-constexpr int kCandidates = 16;
+constexpr std::size_t kWorkspace = workspace::kGemm;
+constexpr int kCandidates = 16, kTries = 3;
 constexpr std::int64_t kWorthTrying = 1 << 20;  // elements of C; among fewer, another order could pass unseen
 
 void check_cublas(cublasStatus_t status) {
@@ -40,32 +41,30 @@ int current_device() {
   return device;
 }
 
-/// What a thread needs for calls on one stream of one device; its workspace serves one call at a time.
-class Context {
+/// cuBLASLt on a device for the calling thread.
+class Handle {
  public:
-  Context() {
-    check_cublas(cublasLtCreate(&handle_));
-    check_cuda(cudaMalloc(&workspace_, kWorkspace), "gemm");
-  }
-  ~Context() {
-    cudaFree(workspace_);
-    cublasLtDestroy(handle_);
-  }
-  Context(const Context&) = delete;
-  Context& operator=(const Context&) = delete;
-  cublasLtHandle_t handle() const { return handle_; }
-  void* workspace() const { return workspace_; }
+  Handle() { check_cublas(cublasLtCreate(&handle_)); }
+  ~Handle() { cublasLtDestroy(handle_); }
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+  cublasLtHandle_t get() const { return handle_; }
 
  private:
   cublasLtHandle_t handle_ = nullptr;
-  void* workspace_ = nullptr;
 };
-const Context& context_of(int device, const Stream& stream) {
-  thread_local std::map<std::pair<int, void*>, std::unique_ptr<Context>> contexts;
-  auto& context = contexts[{device, stream.handle}];
-  if (!context) context = std::make_unique<Context>();
-  return *context;
+cublasLtHandle_t handle_of_thread(int device) {
+  thread_local std::map<int, std::unique_ptr<Handle>> handles;
+  auto& handle = handles[device];
+  if (!handle) handle = std::make_unique<Handle>();
+  return handle->get();
 }
+
+/// What one call runs with.
+struct Context {
+  cublasLtHandle_t handle;
+  void* workspace;
+};
 
 /// cuBLASLt's own type has no name, at which nvcc 13.0 fails when it is in a container.
 struct Algorithm {
@@ -106,8 +105,8 @@ struct Problem {
   cublasStatus_t run(const Context& context, const Algorithm& algorithm, void* c,
                      const Stream& stream) const {
     const float one = 1;
-    return cublasLtMatmul(context.handle(), &operation, &one, b.raw(), &first, a.raw(), &second, &beta,
-                          d.raw(), &addend, c, &result, &algorithm.value, context.workspace(), kWorkspace,
+    return cublasLtMatmul(context.handle, &operation, &one, b.raw(), &first, a.raw(), &second, &beta, d.raw(),
+                          &addend, c, &result, &algorithm.value, context.workspace, kWorkspace,
                           handle_of(stream));
   }
 
@@ -154,7 +153,7 @@ std::vector<Algorithm> suggestions(const Gemm& g, const Problem& problem, const 
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(g.c));
   cublasLtMatmulHeuristicResult_t found[kCandidates];
   int count = 0;
-  cublasLtMatmulAlgoGetHeuristic(context.handle(), &problem.operation, &problem.first, &problem.second,
+  cublasLtMatmulAlgoGetHeuristic(context.handle, &problem.operation, &problem.first, &problem.second,
                                  &problem.addend, &problem.result, &preference, kCandidates, found, &count);
   std::vector<Algorithm> all;
   for (int i = 0; i < count; ++i)
@@ -182,7 +181,8 @@ __global__ void compare(const Bits* x, const Bits* y, std::int64_t n, std::int64
   atomicAdd(&counts->nonzero, nonzero);
 }
 
-/// Trials of algorithms, with results in memory of their own. All of it waits for the GPU.
+/// Trials of algorithms, with results in memory of their own, which goes back to the driver after them: a
+/// model's arena would keep it for good. All of it waits for the GPU.
 class Trials {
  public:
   Trials(const Gemm& g, const Problem& problem, const Context& context, const Stream& stream)
@@ -198,6 +198,7 @@ class Trials {
   ~Trials() {
     for (void* memory : {expected_, got_, counts_})
       if (memory) cudaFreeAsync(memory, handle_of(stream_));
+    cudaStreamSynchronize(handle_of(stream_));  // at which the driver takes back what its pool has free
     for (cudaEvent_t event : {start_, stop_}) cudaEventDestroy(event);
   }
   Trials(const Trials&) = delete;
@@ -267,6 +268,11 @@ struct Choice {
   Algorithm algorithm;
   bool final;  ///< or another call may find a faster one
 };
+struct Known {
+  Algorithm algorithm;
+  bool final = false;
+  int tries = 0;  ///< of eager calls
+};
 Choice choose(const Gemm& g, const Problem& problem, const Context& context, const Stream& stream) {
   const auto all = suggestions(g, problem, context);
   if (g.c.numel() < kWorthTrying || all.size() == 1) return {all.front(), true};
@@ -287,18 +293,21 @@ Choice choose(const Gemm& g, const Problem& problem, const Context& context, con
 
 void gemm_bf16(const Gemm& g, const Stream& stream) {
   static std::mutex mutex;
-  static std::map<std::vector<std::int64_t>, Algorithm> choices;
+  static std::map<std::vector<std::int64_t>, Known> choices;
   const int device = current_device();
-  const Context& context = context_of(device, stream);
+  const Workspace<std::byte> memory(kWorkspace, stream, "gemm");
+  const Context context{handle_of_thread(device), memory.data()};
   const Problem problem(g);
   const auto algorithm = [&] {
     const std::lock_guard lock(mutex);
-    const auto key = key_of(g, problem, device);
-    const auto known = choices.find(key);
-    if (known != choices.end()) return known->second;
-    const Choice choice = choose(g, problem, context, stream);
-    if (choice.final) choices.emplace(key, choice.algorithm);
-    return choice.algorithm;
+    Known& known = choices[key_of(g, problem, device)];
+    if (!known.final) {
+      const Choice choice = choose(g, problem, context, stream);
+      known.algorithm = choice.algorithm;
+      known.tries += !capturing(stream);
+      known.final = choice.final || known.tries == kTries;
+    }
+    return known.algorithm;
   }();
   check_cublas(problem.run(context, algorithm, g.c.raw(), stream));
 }

@@ -13,6 +13,7 @@
 #include "kernels/cuda/tensor_core.cuh"
 #include "kernels/cuda/vectors.cuh"
 #include "kernels/ssd.h"
+#include "kernels/workspace.h"
 
 namespace transmamba::cuda {
 
@@ -22,8 +23,8 @@ void ssd_scan_bf16(const SsdScan& a, const Stream& stream);
 void ssd_scan_backward_bf16(const SsdScanBackward& a, const Stream& stream);
 
 namespace ssd {
-constexpr int kTokens = 64;             // of a chunk
-constexpr int kBlocksPerProcessor = 2;  // that run at a time
+constexpr int kTokens = workspace::SsdCut::kTokens;  // of a chunk
+constexpr int kBlocksPerProcessor = workspace::SsdCut::kBlocksPerProcessor;
 
 /// A view (b, t, h, width) of bfloat16: a row a token.
 template <class T>
@@ -48,22 +49,16 @@ struct TokenRows {
 using InRows = TokenRows<const bf16>;
 using OutRows = TokenRows<bf16>;
 
-/// How much work there is, and how it is cut. Piece i has chunks [i per_piece, (i + 1) per_piece).
-struct Cut {
-  std::int64_t b, t, h, chunks;
-  int pieces, per_piece;
+inline int processors() {
+  int device = 0, count = 0;
+  check_cuda(cudaGetDevice(&device), "ssd");
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "ssd");
+  return count;
+}
 
-  Cut(std::int64_t b_, std::int64_t t_, std::int64_t h_) : b(b_), t(t_), h(h_) {
-    int device = 0, processors = 0;
-    check_cuda(cudaGetDevice(&device), "ssd");
-    check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), "ssd");
-    chunks = (t + kTokens - 1) / kTokens;
-    const std::int64_t heads = std::max<std::int64_t>(1, b * h);
-    const std::int64_t wanted = std::clamp<std::int64_t>(kBlocksPerProcessor * processors / heads, 1,
-                                                         std::max<std::int64_t>(1, chunks));
-    per_piece = static_cast<int>((chunks + wanted - 1) / wanted);
-    pieces = per_piece == 0 ? 0 : static_cast<int>((chunks + per_piece - 1) / per_piece);
-  }
+/// How much work there is, and how it is cut on this GPU.
+struct Cut : workspace::SsdCut {
+  Cut(std::int64_t b_, std::int64_t t_, std::int64_t h_) : SsdCut(b_, t_, h_, processors()) {}
   __host__ __device__ std::int64_t heads() const { return b * h; }
 };
 

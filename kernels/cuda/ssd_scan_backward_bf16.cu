@@ -35,7 +35,7 @@ void ssd_scan_backward_bf16(const SsdScanBackward& a, const Stream& stream) {
   }
   const std::int64_t pieces = cut.heads() * cut.pieces, chunks = cut.heads() * cut.chunks;
   const std::int64_t tokens = chunks * ssd::kTokens, states = pieces * n * p;
-  const Workspace<float> memory(3 * states + 2 * tokens + 4 * pieces + chunks, stream, op);
+  const Workspace<float> memory(workspace::ssd_scan_backward(cut, n, p), stream, op);
   float* at = memory.data();  // the rows that are read two at a time first
   const auto take = [&](std::int64_t size) { return std::exchange(at, at + size); };
   ssd::BackwardArguments arguments{ssd::InRows(a.q, op, "q"),

@@ -152,7 +152,7 @@ void ssd_scan_bf16(const SsdScan& a, const Stream& stream) {
     return ssd_scan_bf16(apart, stream);
   }
   const std::int64_t count = cut.heads() * cut.pieces;
-  const Workspace<float> memory(cut.pieces > 1 ? count * (n * p + 1) : 0, stream, op);
+  const Workspace<float> memory(workspace::ssd_scan(cut, n, p), stream, op);
   const ssd::Summaries pieces{memory.data(), memory.data() + count * n * p, cut.pieces};
   if (cut.pieces > 1)
     ssd::summarise_pieces(cut, a.k, a.v, {}, {}, a.dt, a.a_log, false, pieces, {}, stream, op);

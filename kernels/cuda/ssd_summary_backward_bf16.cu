@@ -228,7 +228,7 @@ void ssd_summary_backward_bf16(const SsdSummaryBackward& a, const Stream& stream
   const std::int64_t heads = cut.heads();
   if (heads == 0) return;
   const std::int64_t tails = heads * (cut.chunks + 1), tokens = heads * cut.chunks * ssd::kTokens;
-  const Workspace<float> memory(tails + tokens + heads, stream, op);
+  const Workspace<float> memory(workspace::ssd_summary_backward(cut), stream, op);
   const ssd::Arguments arguments{ssd::InRows(a.k, op, "k"),
                                  ssd::InRows(a.v, op, "v"),
                                  ssd::OutRows(a.dk, op, "dk"),

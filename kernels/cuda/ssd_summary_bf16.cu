@@ -124,7 +124,7 @@ void ssd_summary_bf16(const SsdSummary& a, const Stream& stream) {
   const ssd::Cut cut(a.k.dim(0), a.k.dim(1), a.k.dim(2));
   if (cut.heads() == 0) return;
   const std::int64_t count = cut.heads() * cut.pieces;
-  const Workspace<float> memory(count * (n * p + 1), stream, op);
+  const Workspace<float> memory(workspace::ssd_summary(cut, n, p), stream, op);
   const ssd::Summaries pieces{memory.data(), memory.data() + count * n * p, cut.pieces};
   ssd::summarise_pieces(cut, a.k, a.v, {}, {}, a.dt, a.a_log, true, pieces, {}, stream, op);
   launch(op, stream, {cut.heads(), kThreads, 0, (n * p + kThreads - 1) / kThreads}, ssd::combine_pieces,

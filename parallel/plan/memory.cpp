@@ -1,10 +1,12 @@
 // What a rank's memory holds in a step. The terms are the tensors of Mixer::Saved, Mlp::Saved and
 // Model::Saved and, by the same names with a d before them, their gradients; letters as in kernels/types.h,
-// with h, f, V and the tokens between layers divided by tp, t by cp. All in bytes.
+// with h, f, V and the tokens between layers divided by tp, t by cp. All in bytes. Workspaces are those of
+// kernels/workspace.h, on a GPU in bfloat16: CPU kernels have none.
 #include <algorithm>
 #include <cmath>
 
 #include "core/cost_model.h"
+#include "kernels/workspace.h"
 #include "parallel/layers/recompute.h"
 #include "parallel/plan/plan.h"
 
@@ -12,11 +14,13 @@ namespace transmamba {
 namespace {
 
 double real(std::int64_t x) { return static_cast<double>(x); }
+std::int64_t whole(double x) { return static_cast<std::int64_t>(x); }
 
 struct Sizes {
   double T, S;  // of an element of either type
   double b, t, d, h, n, p, f, V, w, tp, cp;
   Recompute recompute;
+  bool has_workspaces, deterministic;
   explicit Sizes(const Config& c)
       : T(element_bytes(c)),
         S(statistics_bytes(c)),
@@ -31,13 +35,31 @@ struct Sizes {
         w(real(c.model.conv_width)),
         tp(real(c.parallel.tp)),
         cp(real(c.parallel.cp)),
-        recompute(recompute_of(c.train.recompute)) {}
+        recompute(recompute_of(c.train.recompute)),
+        has_workspaces(c.train.device == "cuda" && c.train.dtype == "bfloat16"),
+        deterministic(c.train.deterministic) {}
   double channels() const { return h * (2 * n + p); }
   double aligned(double width) const { return std::ceil(width * T / 16) * 16; }  // a row of aligned_rows()
   double rows() const { return b * t / tp * d * T; }              // (rows, d): what is between layers
   double all_rows() const { return tp > 1 ? b * t * d * T : 0; }  // of all tp ranks, gathered
   // Gradient of a layer's input and, on several tp ranks, the input of all and that gradient's partial sums.
   double input_projection() const { return tp > 1 ? 2 * all_rows() : rows(); }
+
+  double gemm_workspace() const { return has_workspaces ? real(workspace::kGemm) : 0; }
+  double attention_workspace(double queries, double keys) const {
+    return has_workspaces ? real(workspace::attention_backward(whole(b), whole(h), whole(queries),
+                                                               whole(keys), whole(n), deterministic))
+                          : 0;
+  }
+  /// The scan's gradients, or those of the summary of the tokens before P.
+  double ssd_workspace(double before, double after) const {
+    if (!has_workspaces) return 0;
+    const auto cut = [&](double tokens) {
+      return workspace::SsdCut(whole(b), whole(tokens), whole(h), workspace::kProcessors);
+    };
+    return S * real(std::max(workspace::ssd_scan_backward(cut(after), whole(n), whole(p)),
+                             workspace::ssd_summary_backward(cut(before))));
+  }
 };
 
 /// Of the rank where each is largest, for one mixer.
@@ -81,9 +103,15 @@ Dealt dealt(const ContextLayout& layout, std::int64_t transpoint, std::int64_t l
 struct LayerBytes {
   double kept = 0;      // from the forward to the backward pass
   double backward = 0;  // at most in the latter, what was kept included
+  double at_work = 0;   // at most in the latter, workspaces included too
+
+  void add_moment(double tensors, double workspace) {
+    backward = std::max(backward, tensors);
+    at_work = std::max(at_work, tensors + workspace);
+  }
 };
 
-LayerBytes mixer_bytes(const Sizes& z, const Dealt& x, bool converter) {
+LayerBytes mixer_bytes(const Sizes& z, const Dealt& x, bool converter, std::int64_t transpoint) {
   const double tokens = z.b * z.t, one_state = z.b * z.h * z.n * z.p * z.S, decay = z.b * z.h * z.S;
   const double residual = z.rows(), u = z.rows();
   const double projected = tokens * z.aligned(z.channels() + z.h * (z.p + 1));
@@ -111,10 +139,11 @@ LayerBytes mixer_bytes(const Sizes& z, const Dealt& x, bool converter) {
   // Gradients of states: one, or those of this rank's segments, of all ranks', and of these in order.
   const double scanning = hands_over ? (x.segments * (1 + z.cp) + x.all_segments) * (one_state + decay)
                                      : one_state * x.is_scanned;
-  const double through_mixing =
-      always + again - normed + dy + dprojected + dqkv + dk_rotated + ddt + std::max(attending, scanning);
-  const double through_input = residual + u + dprojected + z.input_projection();
-  bytes.backward = std::max({through_output, through_mixing, through_input});
+  const double mixing = always + again - normed + dy + dprojected + dqkv + dk_rotated + ddt;
+  bytes.add_moment(through_output, z.gemm_workspace());
+  bytes.add_moment(mixing + attending, z.attention_workspace(x.before, real(transpoint)));
+  bytes.add_moment(mixing + scanning, x.is_scanned ? z.ssd_workspace(x.before, z.t - x.before) : 0);
+  bytes.add_moment(residual + u + dprojected + z.input_projection(), z.gemm_workspace());
   return bytes;
 }
 
@@ -125,7 +154,8 @@ LayerBytes mlp_bytes(const Sizes& z) {
   bytes.kept = z.recompute == Recompute::full        ? residual
                : z.recompute == Recompute::selective ? residual + gate_up
                                                      : residual + gate_up + u + hidden;
-  bytes.backward = residual + u + gate_up + std::max(hidden + dhidden + z.all_rows(), z.input_projection());
+  bytes.add_moment(residual + u + gate_up + std::max(hidden + dhidden + z.all_rows(), z.input_projection()),
+                   z.gemm_workspace());
   return bytes;
 }
 
@@ -141,18 +171,19 @@ LayerBytes stage_bytes(const Sizes& z, const Config& config, const Stage& stage,
     const bool is_mixer = m.kind(i) == 'T';
     const std::int64_t transpoint = is_mixer ? transpoints[static_cast<std::size_t>(mixer++)] : 0;
     if (i < stage.begin) continue;
-    const LayerBytes layer =
-        is_mixer ? mixer_bytes(z, dealt(layout, transpoint, config.train.seq_len), m.memory_converter)
-                 : mlp_bytes(z);
-    bytes.backward = std::max(bytes.backward, bytes.kept + layer.backward + dresidual);
+    const LayerBytes layer = is_mixer
+                                 ? mixer_bytes(z, dealt(layout, transpoint, config.train.seq_len),
+                                               m.memory_converter, std::min(transpoint, config.train.seq_len))
+                                 : mlp_bytes(z);
+    bytes.add_moment(bytes.kept + layer.backward + dresidual, layer.at_work - layer.backward);
     bytes.kept += layer.kept;
   }
   if (!stage.is_last) return bytes;
   const double residual = z.rows(), normed = z.rows(), lse = z.b * z.t * z.S;
   const double logits = z.b * z.t * z.aligned(z.V);  // their gradient takes their place
   bytes.kept += residual + lse + logits + (z.recompute == Recompute::none ? normed : 0);
-  bytes.backward = std::max(
-      bytes.backward, bytes.kept + z.input_projection() + (z.recompute == Recompute::none ? 0 : normed));
+  bytes.add_moment(bytes.kept + z.input_projection() + (z.recompute == Recompute::none ? 0 : normed),
+                   z.gemm_workspace());
   return bytes;
 }
 
@@ -204,15 +235,19 @@ std::vector<Memory> predict_memory(const Config& config, const std::vector<std::
     memory.gradients = parameters * z.S;
     memory.optimizer =
         (2 * parameters + masters) * z.S / (real(std::max<std::int64_t>(1, config.parallel.dp)) * z.cp);
-    double in_flight = 0, peak = 0;
+    double in_flight = 0, peak = 0, at_work = 0;
     for (const Action& a : schedule.ranks[rank]) {
       const LayerBytes& stage = bytes[static_cast<std::size_t>(a.chunk) * ranks.size() + rank];
       const bool is_forward = a.kind == Action::Kind::forward;
-      if (!is_forward) peak = std::max(peak, in_flight - stage.kept + stage.backward);
+      if (!is_forward) {
+        peak = std::max(peak, in_flight - stage.kept + stage.backward);
+        at_work = std::max(at_work, in_flight - stage.kept + stage.at_work);
+      }
       in_flight += is_forward ? stage.kept : -stage.kept;
       memory.activations = std::max(memory.activations, in_flight);
     }
     memory.working = std::max(0.0, peak - memory.activations);
+    memory.workspaces = std::max(0.0, at_work - std::max(peak, memory.activations));
     // What stages get for their next action, and what they have sent of the last ones.
     if (ranks.size() > 1) memory.working += (1 + 2 * real(schedule.chunks)) * z.rows();
   }

@@ -86,10 +86,9 @@ std::string memory(const Plan& plan) {
                                       [](const Memory& a, const Memory& b) { return a.total() < b.total(); });
   return fmt::format(
       "\nmemory    {} on pipeline rank {}, the fullest: parameters {}, gradients {}, optimizer {}, "
-      "activations {}, "
-      "working {}\n",
+      "activations {}, working {}, workspaces {}\n",
       bytes(worst->total()), worst - plan.memory.begin(), bytes(worst->parameters), bytes(worst->gradients),
-      bytes(worst->optimizer), bytes(worst->activations), bytes(worst->working));
+      bytes(worst->optimizer), bytes(worst->activations), bytes(worst->working), bytes(worst->workspaces));
 }
 
 std::string step(const Plan& plan) {

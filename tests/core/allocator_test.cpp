@@ -163,6 +163,24 @@ TEST(GpuMemory, HasTheFingerprintOfWhatIsInUse) {
   EXPECT_NE(memory.fingerprint(), before);
 }
 
+TEST(GpuMemory, CountsWorkspacesWhichAreHandedOutAgainAtOnce) {
+  Allocator memory(std::make_unique<FakeRange>(200 << 20));
+  ArenaScratch scratch(memory);
+  const auto a = memory.allocate(10 << 20);
+  const std::uint64_t before = memory.fingerprint();
+  std::byte* const first = scratch.take(20 << 20);
+  std::byte* const second = scratch.take(5 << 20);
+  EXPECT_NE(first, second);
+  EXPECT_EQ(memory.bytes_in_use(), 35 << 20);
+  scratch.give_back(first);
+  EXPECT_EQ(scratch.take(20 << 20), first);
+  scratch.give_back(first), scratch.give_back(second);
+  EXPECT_EQ(memory.bytes_in_use(), 10 << 20);
+  EXPECT_EQ(memory.peak_bytes(), 35 << 20);
+  EXPECT_EQ(memory.fingerprint(), before);
+  EXPECT_THAT(error_of([&] { scratch.take(300 << 20); }), HasSubstr("out of GPU memory: 300.0 MiB wanted"));
+}
+
 TEST(GpuMemory, OutOfItSaysHowMuchIsWantedInUseAndThere) {
   Allocator memory(std::make_unique<FakeRange>(100 << 20));
   const auto a = memory.allocate(70 << 20);  // 64 MiB do not do, nor do 128: exactly what is missing

@@ -1,5 +1,6 @@
 // Products of bfloat16 on the GPU against float64 on the CPU.
 #include "aligned.h"
+#include "kernels/device.h"
 #include "kernels/gemm.h"
 
 namespace transmamba {
@@ -99,6 +100,25 @@ TEST(GemmBf16, LargeProductsHaveTheSameBitsAgain) {
     }
     EXPECT_TRUE(first.holds(expected));
     EXPECT_TRUE(first.same_bits(second));
+  }
+}
+
+/// A capture takes cuBLASLt's first suggestion, and the call after it searches.
+TEST(GemmBf16, AFirstCallThatIsCapturedHasTheBitsOfTheNext) {
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
+  const std::int64_t m = 1056, n = 1064, k = 768;  // of no other test
+  for (DType type : {DType::bf16, DType::f32}) {
+    const Aligned a({m, k}, DType::bf16), b({n, k}, DType::bf16), captured({m, n}, type), next({m, n}, type);
+    a.fill_normal(1, 0.05), b.fill_normal(2);
+    const Stream stream = gpu::create_stream();
+    const auto product = [&](const View& c) { gemm({.a = a, .b = b, .transpose_b = true, .c = c}, stream); };
+    const auto graph = gpu::capture(stream, [&] { product(captured); });
+    for (int i = 0; i < 2; ++i) graph->launch(stream);
+    gpu::synchronize(stream);
+    product(next);
+    gpu::synchronize(stream);
+    EXPECT_TRUE(captured.same_bits(next));
+    gpu::destroy_stream(stream);
   }
 }
 

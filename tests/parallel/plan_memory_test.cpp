@@ -83,5 +83,24 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{"selective_pp2", 2, {"--train.recompute", "selective", "--parallel.pp", "2"}}),
     [](const auto& info) { return info.param.name; });
 
+TEST(PlanMemoryOnAGpu, HasWorkspacesOnTop) {
+  const auto memory = [](const std::vector<std::string>& keys) {
+    Config config = parse_config_text(
+        "[model]\nvocab_size = 256\nhidden_size = 1024\nnum_heads = 16\nnum_layers = 2\n"
+        "transpoints = transformer\n[train]\nseq_len = 8192\nmicro_batch = 1\nglobal_batch = 1\n",
+        "plan_memory_test", keys);
+    config.parallel = resolve_parallel(config, 1);
+    return make_plan(config, 1, machine_of(config)).memory.at(0);
+  };
+  const std::string device = "--train.device=cuda", dtype = "--train.dtype=bfloat16";
+  EXPECT_EQ(memory({}).workspaces, 0);
+  EXPECT_GT(memory({device, dtype}).workspaces, 0);
+  // A mixer's backward pass is the peak here, and its attention takes 1 GiB.
+  const double more = memory({device, dtype, "--model.num_layers=1"}).workspaces;
+  EXPECT_NEAR(more, 1 << 30, 0.01 * (1 << 30));
+  EXPECT_LT(memory({device, dtype, "--model.num_layers=1", "--train.deterministic=false"}).workspaces,
+            0.1 * more);
+}
+
 }  // namespace
 }  // namespace transmamba
