@@ -9,8 +9,10 @@ MicroBatch::MicroBatch(const Context& context, const Model& model, const View& l
 
 void MicroBatch::enqueue() const {
   Model::Saved saved;
-  const Tensor logits = model_.forward(context_, tokens_, &saved);
-  sum({.x = model_.token_losses(context_, logits, targets_, &saved), .result = loss_}, context_.stream);
+  {  // `saved` alone holds the logits in the backward pass, which drops them
+    const Tensor logits = model_.forward(context_, tokens_, &saved);
+    sum({.x = model_.token_losses(context_, logits, targets_, &saved), .result = loss_}, context_.stream);
+  }
   model_.backward(context_, scale_, saved);
 }
 
