@@ -166,24 +166,27 @@ __global__ void __launch_bounds__(kThreadsHere, kBlocksPerProcessor)
     __syncthreads();
     start(i + 1);
 
-    // G = Q K^T, Y = Q S.
-    WarpgroupTile<kTokens> product;
+    // M = Q K^T o E o dt + D.
+    std::uint32_t m[kTokens / 16][4];
+    {
+      WarpgroupTile<kTokens> product;
+      warpgroup_fence();
+#pragma unroll
+      for (int step = 0; step < N / 16; ++step)
+        warpgroup_multiply<false>(product, q.along_columns(step), k.along_columns(step), step > 0);
+      warpgroup_commit();
+      warpgroup_wait<0>();
+      hold(product);
+      mask(m, product, now, row, skip);
+    }
+
+    // Y = exp(cum) Q S + M V.
     WarpgroupTile<P> y;
     warpgroup_fence();
 #pragma unroll
     for (int step = 0; step < N / 16; ++step)
-      warpgroup_multiply<false>(product, q.along_columns(step), k.along_columns(step), step > 0);
-    warpgroup_commit();
-#pragma unroll
-    for (int step = 0; step < N / 16; ++step)
       warpgroup_multiply<false>(y, q.along_columns(step), s.state().along_columns(step), step > 0);
     warpgroup_commit();
-    warpgroup_wait<1>();
-    hold(product);
-
-    // Y = exp(cum) Y + (G o E o dt + D) V.
-    std::uint32_t m[kTokens / 16][4];
-    mask(m, product, now, row, skip);
     warpgroup_wait<0>();
     hold(y);
     const float decay[2] = {now.from_start[row], now.from_start[row + 8]};
