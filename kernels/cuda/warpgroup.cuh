@@ -12,19 +12,28 @@
 
 namespace transmamba::cuda {
 
+/// Four 8 x 8 matrices, each as a warp holds an accumulator; a lane says where one row goes.
+__device__ inline void store_matrices(std::uint32_t row, std::uint32_t a, std::uint32_t b, std::uint32_t c,
+                                      std::uint32_t d);
+
+/// Of kThreads threads of a block; barriers of one number follow each other.
+template <int kNumber, int kThreads>
+__device__ void barrier() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kNumber), "n"(kThreads) : "memory");
+}
+
 /// A matrix in shared memory as the unit wants it.
 template <int kRows, int kColumns>
 struct Swizzled {
   static_assert(kRows % 8 == 0 && kColumns % 32 == 0);
-  static constexpr int kBlock = kRows * 64;  // bytes of 32 columns
-  static constexpr int kBytes = kColumns / 32 * kBlock;
+  static constexpr int kBlocks = kColumns / 32, kBlock = kRows * 64;  // of 32 columns, and its bytes
+  static constexpr int kBytes = kBlocks * kBlock;
   char* data;
 
-  __device__ char* at(int row, int column) const {
-    return data + column / 32 * kBlock + row * 64 + ((column / 8 % 4) ^ (row / 2 % 4)) * 16 + column % 8 * 2;
-  }
-  __device__ void set(int row, int column, float low, float high) const {
-    *reinterpret_cast<std::uint32_t*>(at(row, column)) = pack(low, high);
+  __device__ char* block(int i) const { return data + i * kBlock; }
+  /// Of 8 columns from a multiple of 8.
+  __device__ char* at(unsigned row, unsigned column) const {
+    return data + column / 32 * kBlock + row * 64 + ((column / 8 % 4) ^ (row / 2 % 4)) * 16;
   }
 
   /// Rows are m (of A) or n (of B), columns k: columns [16 step, 16 step + 16) from row 0.
@@ -34,31 +43,25 @@ struct Swizzled {
   /// Rows are k, columns n (of B): rows [16 step, 16 step + 16), all columns.
   __device__ std::uint64_t along_rows(int step) const { return descriptor(data + step * 16 * 64, kBlock); }
 
+  // Rows and columns of these are multiples of 16, so a lane's address is one number and constants.
+
   /// A = X[row.., column..]^T of mma.m16n8k16, as Tile::load_a_transposed.
   __device__ void load_a_transposed(std::uint32_t (&a)[4], int row, int column) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const char* const from = at(row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * 8);
+    const unsigned lane = threadIdx.x % 32;
+    const char* const from = at(lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * 8) + row * 64;
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
                  : "r"(shared_address(from))
                  : "memory");
   }
-
-  /// As Tile::start_copy.
-  template <int kThreads>
-  __device__ void start_copy(const bf16* global, std::int64_t stride, std::int64_t count) const {
-    static_assert(kRows * 4 % kThreads == 0 && kThreads % 32 == 0);
-    constexpr int kStep = kThreads / 4;  // rows; a multiple of 8, so that a thread keeps its swizzle
-    const int piece = static_cast<int>(threadIdx.x) % 4, first = static_cast<int>(threadIdx.x) / 4;
-    char* const to = at(first, piece * 8);
-    const bf16* from = global + first * stride + piece * 8;
+  /// A warp's 16 rows of accumulators, rounded.
+  __device__ void put(int row, const float (&d)[kColumns / 8][4]) const {
+    const unsigned lane = threadIdx.x % 32;
+    const std::uint32_t first = shared_address(at(lane % 16, lane / 16 * 8) + row * 64), second = first ^ 32;
 #pragma unroll
-    for (int i = 0; i < kRows / kStep; ++i, from += kStep * stride) {
-      const bool valid = first + i * kStep < count;
-#pragma unroll
-      for (int block = 0; block < kColumns / 32; ++block)
-        copy_async(to + block * kBlock + i * kStep * 64, valid ? from + block * 32 : global, valid);
-    }
+    for (int j = 0; j < kColumns / 8; j += 2)
+      store_matrices((j % 4 ? second : first) + j / 4 * kBlock, pack(d[j][0], d[j][1]),
+                     pack(d[j][2], d[j][3]), pack(d[j + 1][0], d[j + 1][1]), pack(d[j + 1][2], d[j + 1][3]));
   }
 
  private:
@@ -98,6 +101,21 @@ __device__ void warpgroup_wait() {
 /// What this thread wrote to shared memory (or copied there) is seen by the unit after the next barrier.
 __device__ inline void fence_shared_for_unit() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+/// For all warps of a warpgroup: from 128 registers a thread, what a kernel has of which two blocks of 256
+/// threads fill a processor, to so many, a multiple of 8. What some give others take.
+template <int kRegisters>
+__device__ void set_registers() {
+  if constexpr (kRegisters < 128)
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+  else
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+__device__ inline void store_matrices(std::uint32_t row, std::uint32_t a, std::uint32_t b, std::uint32_t c,
+                                      std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row), "r"(a), "r"(b),
+               "r"(c), "r"(d)
+               : "memory");
 }
 #define TRANSMAMBA_D4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define TRANSMAMBA_D16(i) TRANSMAMBA_D4(i), TRANSMAMBA_D4(i + 1), TRANSMAMBA_D4(i + 2), TRANSMAMBA_D4(i + 3)
@@ -188,6 +206,10 @@ __device__ inline void warpgroup_commit() {}
 template <int kPending>
 __device__ void warpgroup_wait() {}
 __device__ inline void fence_shared_for_unit() {}
+__device__ inline void store_matrices(std::uint32_t, std::uint32_t, std::uint32_t, std::uint32_t,
+                                      std::uint32_t) {}
+template <int kRegisters>
+__device__ void set_registers() {}
 template <bool kAlongRows, int kTiles, class A>
 __device__ void warpgroup_multiply(float (&)[kTiles][4], const A&, std::uint64_t, bool) {
   __trap();
