@@ -31,8 +31,6 @@ struct ForwardShared {
   static constexpr std::size_t kBytes = 1024 + 2 * kStage + 2 * S::kBytes + 2 * sizeof(Steps) + 16;
   /// A processor has 228 KiB, of which each block takes one.
   static constexpr int kBlocks = 2 * (kBytes + 1024) <= 228 * 1024 ? 2 : 1;
-  /// A thread of those that make outputs, and of those that make states, where two blocks share a processor.
-  static constexpr int kOutputRegisters = P <= 96 ? 112 : 144, kStateRegisters = 256 - kOutputRegisters;
   char* base;  // a multiple of 1024
   __device__ explicit ForwardShared(char* shared)
       : base(shared + (1024 - shared_address(shared) % 1024) % 1024) {}
@@ -94,8 +92,9 @@ struct State {
 };
 
 /// M = G o E o dt + D, causal, rounded: the left operand of M V. A thread's rows are `row` and row + 8.
-__device__ inline void mask(std::uint32_t (&m)[kTokens / 16][4], const WarpgroupTile<kTokens>& g,
-                            const Steps& now, const Place& my, float skip) {
+[[maybe_unused]] __device__ inline void mask(std::uint32_t (&m)[kTokens / 16][4],
+                                             const WarpgroupTile<kTokens>& g, const Steps& now,
+                                             const Place& my, float skip) {
   const int row = 16 * my.warp + my.g;
   const float at[2] = {now.cum[row], now.cum[row + 8]};
 #pragma unroll
@@ -180,10 +179,16 @@ __device__ __forceinline__ void enter(const Walk<N, P>& walk) {
   barrier<0, kThreadsOfBlock>();
 }
 
-/// Y = exp(cum) Q S + M V.
+/// A thread of those that make outputs, where two blocks share a processor; 256 less this of the others.
+template <int P>
+constexpr int output_registers() {
+  return P <= 96 ? 112 : 144;
+}
+
+/// Y = exp(cum) Q S + M V. While the unit makes Q S, the warps make M.
 template <int N, int P>
 __device__ __forceinline__ void outputs(const Walk<N, P>& walk) {
-  if constexpr (ForwardShared<N, P>::kBlocks == 2) set_registers<ForwardShared<N, P>::kOutputRegisters>();
+  if constexpr (ForwardShared<N, P>::kBlocks == 2) set_registers<output_registers<P>()>();
   const Place my;
   const auto& [a, s, head, b, h, begin, piece, count] = walk;
   const float skip = a.d_skip ? a.d_skip[h] : 0.f;
@@ -246,7 +251,7 @@ __device__ __forceinline__ void outputs(const Walk<N, P>& walk) {
 /// S^T = exp(cum_63) S^T + (weight o V)^T K.
 template <int N, int P>
 __device__ __forceinline__ void states(const Walk<N, P>& walk) {
-  if constexpr (ForwardShared<N, P>::kBlocks == 2) set_registers<ForwardShared<N, P>::kStateRegisters>();
+  if constexpr (ForwardShared<N, P>::kBlocks == 2) set_registers<256 - output_registers<P>()>();
   const Place my;
   const auto& [a, s, head, b, h, begin, piece, count] = walk;
   const float rate = -expf(a.a_log[h]) * kLog2e;
@@ -270,8 +275,7 @@ __device__ __forceinline__ void states(const Walk<N, P>& walk) {
       if (i + 1 < count) reader.fetch(begin + i + 1);
     }
     fence_shared_for_unit();
-    barrier<0,
-            kThreadsOfBlock>();  // the state and the steps are there, and nobody needs chunk i - 1 any more
+    barrier<0, kThreadsOfBlock>();  // state and steps are there; nobody needs chunk i - 1 any more
     if (threadIdx.x == kCopyingThread) walk.start(i + 1);
     s.arrival(i).wait(i / 2);
     state.scale(exp2f(now.cum[kTokens - 1]));
@@ -302,18 +306,22 @@ __device__ __forceinline__ void states(const Walk<N, P>& walk) {
 template <int N, int P>
 __global__ void __launch_bounds__(kThreadsOfBlock, ForwardShared<N, P>::kBlocks)
     scan(const __grid_constant__ ForwardArguments a) {
-  extern __shared__ char shared[];
-  const Walk<N, P> walk(a, shared);
-  if (threadIdx.x == kCopyingThread) {
-    walk.s.arrival(0).start();
-    walk.s.arrival(1).start();
-    walk.start(0);
+  if constexpr (kHasWarpgroups) {
+    extern __shared__ char shared[];
+    const Walk<N, P> walk(a, shared);
+    if (threadIdx.x == kCopyingThread) {
+      walk.s.arrival(0).start();
+      walk.s.arrival(1).start();
+      walk.start(0);
+    }
+    enter(walk);
+    if (threadIdx.x < kGroup)
+      outputs(walk);
+    else
+      states(walk);
+  } else {
+    __trap();
   }
-  enter(walk);
-  if (threadIdx.x < kGroup)
-    outputs(walk);
-  else
-    states(walk);
 }
 
 }  // namespace

@@ -21,14 +21,13 @@ struct SummaryArguments {
   Cut cut;
 };
 
-constexpr int kStages = 3;  // of copies
-
 template <int N, int P>
 constexpr std::size_t summary_shared() {
-  return kStages * (Tile<kTokens, N>::kBytes + Tile<kTokens, P>::kBytes) + 2 * sizeof(Steps);
+  return 2 * (Tile<kTokens, N>::kBytes + Tile<kTokens, P>::kBytes + sizeof(Steps));
 }
 
-/// A block a piece, a warp 16 rows of the state (n, p); while a chunk is multiplied the next two are copied.
+/// A block a piece, a warp 16 rows of the state (n, p); while a chunk is multiplied the next one is copied.
+/// From a piece's end to its start: what was read last is still near when a scan reads it again, first.
 template <int N, int P>
 __global__ void __launch_bounds__(N * 2) summarise(const __grid_constant__ SummaryArguments a) {
   extern __shared__ __align__(16) char shared[];
@@ -44,11 +43,11 @@ __global__ void __launch_bounds__(N * 2) summarise(const __grid_constant__ Summa
                      end = min(a.cut.chunks, begin + a.cut.per_piece);
   const int count = static_cast<int>(end - begin);
   const auto chunk = [&](int i) { return end - 1 - i; };
-  const auto x_tile = [&](int i) { return X{reinterpret_cast<bf16*>(shared + i % kStages * X::kBytes)}; };
+  const auto x_tile = [&](int i) { return X{reinterpret_cast<bf16*>(shared + i % 2 * X::kBytes)}; };
   const auto z_tile = [&](int i) {
-    return Z{reinterpret_cast<bf16*>(shared + kStages * X::kBytes + i % kStages * Z::kBytes)};
+    return Z{reinterpret_cast<bf16*>(shared + 2 * X::kBytes + i % 2 * Z::kBytes)};
   };
-  Steps* const steps = reinterpret_cast<Steps*>(shared + kStages * (X::kBytes + Z::kBytes));
+  Steps* const steps = reinterpret_cast<Steps*>(shared + 2 * (X::kBytes + Z::kBytes));
   const float rate = -expf(a.a_log[h]) * kLog2e;
 
   const auto start = [&](int i) {
@@ -62,7 +61,7 @@ __global__ void __launch_bounds__(N * 2) summarise(const __grid_constant__ Summa
   StepReader reader(a.dt, b, h, a.cut.t);
   float log_decay = 0;  // of chunks so far
   if (warp == 0) reader.fetch(chunk(0));
-  for (int i = 0; i < kStages - 1; ++i) start(i);
+  start(0);
   Slice<P> state;
   state.fill(0);
   for (int i = 0; i < count; ++i) {
@@ -71,9 +70,9 @@ __global__ void __launch_bounds__(N * 2) summarise(const __grid_constant__ Summa
       reader.put(now, rate, job.gradients ? 0 : log_decay);
       if (i + 1 < count) reader.fetch(chunk(i + 1));
     }
-    wait_copies<kStages - 2>();
+    wait_copies<0>();
     __syncthreads();
-    start(i + kStages - 1);
+    start(i + 1);
     log_decay += now.cum[kTokens - 1];
     update_state(state, job.gradients ? exp2f(now.cum[kTokens - 1]) : 1, x_tile(i), 16 * warp,
                  job.gradients ? now.from_start : now.weight, z_tile(i));

@@ -12,9 +12,20 @@
 
 namespace transmamba::cuda {
 
+/// What is compiled has these products: a kernel's other builds do nothing but trap.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool kHasWarpgroups = true;
+#else
+constexpr bool kHasWarpgroups = false;
+#endif
+
 /// Four 8 x 8 matrices, each as a warp holds an accumulator; a lane says where one row goes.
 __device__ inline void store_matrices(std::uint32_t row, std::uint32_t a, std::uint32_t b, std::uint32_t c,
-                                      std::uint32_t d);
+                                      std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row), "r"(a), "r"(b),
+               "r"(c), "r"(d)
+               : "memory");
+}
 
 /// Of kThreads threads of a block; barriers of one number follow each other.
 template <int kNumber, int kThreads>
@@ -87,9 +98,8 @@ __device__ void hold(float (&d)[kTiles][4]) {
 }
 
 // d = A B (+ d if `add`), A (64, 16) by a descriptor or, in registers, as of mma.m16n8k16 for each warp; B by
-// a descriptor, along_rows() where kAlongRows, else along_columns(). A build that is not for sm_90a has no
-// such products.
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// a descriptor, along_rows() where kAlongRows, else along_columns().
+
 /// Registers and shared memory that were written are ready for the products that follow.
 __device__ inline void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -110,12 +120,6 @@ __device__ void set_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
   else
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-__device__ inline void store_matrices(std::uint32_t row, std::uint32_t a, std::uint32_t b, std::uint32_t c,
-                                      std::uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(row), "r"(a), "r"(b),
-               "r"(c), "r"(d)
-               : "memory");
 }
 #define TRANSMAMBA_D4(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define TRANSMAMBA_D16(i) TRANSMAMBA_D4(i), TRANSMAMBA_D4(i + 1), TRANSMAMBA_D4(i + 2), TRANSMAMBA_D4(i + 3)
@@ -200,20 +204,5 @@ __device__ void warpgroup_multiply(float (&d)[16][4], const std::uint32_t (&a)[4
 
 #undef TRANSMAMBA_D4
 #undef TRANSMAMBA_D16
-#else
-__device__ inline void warpgroup_fence() { __trap(); }
-__device__ inline void warpgroup_commit() {}
-template <int kPending>
-__device__ void warpgroup_wait() {}
-__device__ inline void fence_shared_for_unit() {}
-__device__ inline void store_matrices(std::uint32_t, std::uint32_t, std::uint32_t, std::uint32_t,
-                                      std::uint32_t) {}
-template <int kRegisters>
-__device__ void set_registers() {}
-template <bool kAlongRows, int kTiles, class A>
-__device__ void warpgroup_multiply(float (&)[kTiles][4], const A&, std::uint64_t, bool) {
-  __trap();
-}
-#endif
 
 }  // namespace transmamba::cuda
