@@ -34,11 +34,11 @@ gpu::Info take_gpu(const TrainConfig& config, int ranks, int local_rank) {
   const int device = local_rank % gpu::count();
   const gpu::Info gpu = gpu::select(device);
   gpu::check_architecture(gpu);
-  check(
-      parse_dtype(config.dtype) != DType::bf16 || gpu.major >= 9, "session",
-      "train.dtype = bfloat16: expected a GPU of compute capability 9.0 or newer, got GPU {}, {}, of {}.{}; "
-      "train.dtype = float32 runs there",
-      device, gpu.name, gpu.major, gpu.minor);
+  check(parse_dtype(config.dtype) != DType::bf16 || gpu.major == 9, "session",
+        "train.dtype = bfloat16: expected a GPU of compute capability 9.0 (H100, H200), got GPU {}, {}, of "
+        "{}.{}; "
+        "train.dtype = float32 runs there",
+        device, gpu.name, gpu.major, gpu.minor);
   return gpu;
 }
 

@@ -9,7 +9,18 @@
 
 #include "kernels/cuda/device.cuh"
 
-namespace transmamba::gpu {
+namespace transmamba {
+
+void* cuda::find_in_driver(const char* name, unsigned version) {
+  cudaDriverEntryPointQueryResult found{};
+  void* address = nullptr;
+  check_cuda(cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &found), name);
+  check(found == cudaDriverEntryPointSuccess && address != nullptr, "gpu",
+        "{}: this GPU driver is too old and does not have it", name);
+  return address;
+}
+
+namespace gpu {
 namespace {
 
 using cuda::check_cuda;
@@ -19,12 +30,7 @@ cudaEvent_t event_of(void* handle) { return static_cast<cudaEvent_t>(handle); }
 
 template <class Function>
 void find_in_driver(Function& function, const char* name, unsigned version) {
-  cudaDriverEntryPointQueryResult found{};
-  void* address = nullptr;
-  check_cuda(cudaGetDriverEntryPointByVersion(name, &address, version, cudaEnableDefault, &found), name);
-  check(found == cudaDriverEntryPointSuccess && address != nullptr, "gpu",
-        "{}: this GPU driver is too old and does not have it", name);
-  function = reinterpret_cast<Function>(address);
+  function = reinterpret_cast<Function>(cuda::find_in_driver(name, version));
 }
 
 struct Driver {
@@ -254,4 +260,5 @@ void check_architecture(const Info& gpu) {
   check_cuda(result, "gpu");
 }
 
-}  // namespace transmamba::gpu
+}  // namespace gpu
+}  // namespace transmamba

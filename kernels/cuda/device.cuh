@@ -13,6 +13,10 @@
 
 namespace transmamba::cuda {
 
+/// A function of the driver, as of a version of CUDA (12000 is 12.0). Linking the driver's library would make
+/// binaries that do not start where there is no driver.
+void* find_in_driver(const char* name, unsigned version);
+
 inline void check_cuda(cudaError_t result, std::string_view op) {
   if (result == cudaSuccess) return;
   cudaGetLastError();  // or the next launch would report this one again

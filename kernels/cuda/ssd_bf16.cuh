@@ -80,8 +80,8 @@ class StepReader {
     x_ = first < t_ ? row_[first * stride_] : 0.f;
     y_ = first + 1 < t_ ? row_[(first + 1) * stride_] : 0.f;
   }
-  /// `rate` is A in powers of two.
-  __device__ void put(Steps& out, float rate) const {
+  /// `rate` is A in powers of two; weights decay by `later` more, also in powers of two.
+  __device__ void put(Steps& out, float rate, float later = 0) const {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const float a = rate * x_, b = rate * y_;
     float sum = a + b;  // inclusive over lanes
@@ -100,7 +100,7 @@ class StepReader {
     store(out.cum, cum);
     store(out.from_start, {exp2f(cum.x), exp2f(cum.y)});
     store(out.to_end, to_end);
-    store(out.weight, {x_ * to_end.x, y_ * to_end.y});
+    store(out.weight, {x_ * exp2f(end - cum.x + later), y_ * exp2f(end - cum.y + later)});
   }
 
  private:

@@ -1,5 +1,7 @@
 // The scan in bfloat16, forward (kernels/cuda/ssd_bf16.cuh says how).
 #include "kernels/cuda/ssd_bf16.cuh"
+#include "kernels/cuda/tensor_map.cuh"
+#include "kernels/cuda/warpgroup.cuh"
 #include "kernels/elementwise.h"
 
 namespace transmamba::cuda {
@@ -7,7 +9,7 @@ namespace ssd {
 namespace {
 
 struct ForwardArguments {
-  InRows q, k, v;
+  CUtensorMap q, k, v;  // of chunks
   OutRows y;
   Strided<const float> dt, state_in;
   const float *a_log, *d_skip;
@@ -16,117 +18,310 @@ struct ForwardArguments {
   Cut cut;
 };
 
+// A block is two warpgroups: one makes outputs, the other the states that these need, a chunk ahead.
+constexpr int kGroup = 128, kThreadsOfBlock = 2 * kGroup;
+constexpr int kCopyingThread = kThreadsOfBlock - kWarp;  // of the warp that has least to do where p is 96
+
 template <int N, int P>
 struct ForwardShared {
-  using Q = Tile<kTokens, N>;
-  using V = Tile<kTokens, P>;
-  using M = Tile<kTokens, kTokens>;
+  using Q = Swizzled<kTokens, N>;
+  using V = Swizzled<kTokens, P>;
+  using S = Swizzled<P, N>;  // S^T, rounded
   static constexpr int kStage = 2 * Q::kBytes + V::kBytes;
-  static constexpr std::size_t kBytes = 2 * kStage + M::kBytes + 2 * sizeof(Steps);
-  char* base;
-  __device__ Q q(int i) const { return {reinterpret_cast<bf16*>(base + i % 2 * kStage)}; }
-  __device__ Q k(int i) const { return {reinterpret_cast<bf16*>(base + i % 2 * kStage + Q::kBytes)}; }
-  __device__ V v(int i) const { return {reinterpret_cast<bf16*>(base + i % 2 * kStage + 2 * Q::kBytes)}; }
-  __device__ M m() const { return {reinterpret_cast<bf16*>(base + 2 * kStage)}; }
+  static constexpr std::size_t kBytes = 1024 + 2 * kStage + 2 * S::kBytes + 2 * sizeof(Steps) + 16;
+  /// A processor has 228 KiB, of which each block takes one.
+  static constexpr int kBlocks = 2 * (kBytes + 1024) <= 228 * 1024 ? 2 : 1;
+  char* base;  // a multiple of 1024
+  __device__ explicit ForwardShared(char* shared)
+      : base(shared + (1024 - shared_address(shared) % 1024) % 1024) {}
+  __device__ Q q(int i) const { return {base + i % 2 * kStage}; }
+  __device__ Q k(int i) const { return {base + i % 2 * kStage + Q::kBytes}; }
+  __device__ V v(int i) const { return {base + i % 2 * kStage + 2 * Q::kBytes}; }
+  /// At the start of chunk i. When its products are done, the chunk's outputs take the place.
+  __device__ S state(int i) const { return {base + 2 * kStage + i % 2 * S::kBytes}; }
+  __device__ V y(int i) const { return {state(i).data}; }
+  static_assert(V::kBytes <= S::kBytes);
+  /// (n, p), at the start of the piece.
+  __device__ float* entering() const { return reinterpret_cast<float*>(state(0).data); }
   __device__ Steps& steps(int i) const {
-    return reinterpret_cast<Steps*>(base + 2 * kStage + M::kBytes)[i % 2];
+    return reinterpret_cast<Steps*>(base + 2 * kStage + 2 * S::kBytes)[i % 2];
+  }
+  __device__ Arrival& arrival(int i) const {
+    return reinterpret_cast<Arrival*>(base + 2 * kStage + 2 * S::kBytes + 2 * sizeof(Steps))[i % 2];
   }
 };
 
-/// A block a piece. A warp has 16 columns of v and y, and those of the state, transposed: 16 rows of S^T (p,
-/// n).
+/// The thread's warp of its warpgroup, and what it holds of accumulators: rows g, g + 8, columns c, c + 1.
+struct Place {
+  int warp = static_cast<int>(threadIdx.x % kGroup / kWarp);
+  int g = static_cast<int>(threadIdx.x % kWarp / 4), c = static_cast<int>(threadIdx.x % 4 * 2);
+};
+
+/// S^T (p, n) of a block: 64 rows a tile; a warp has rows 16 warp.. of each. Rows past p stay zero.
 template <int N, int P>
-__global__ void __launch_bounds__(P * 2, kBlocksPerProcessor)
-    scan(const __grid_constant__ ForwardArguments a) {
-  extern __shared__ __align__(16) char shared[];
-  const ForwardShared<N, P> s{shared};
-  constexpr int kWarps = P / 16;
-  constexpr int kThreadsOf = P * 2;
-  const std::int64_t head = blockIdx.x / a.cut.pieces, b = head / a.cut.h, h = head % a.cut.h;
-  const int piece = static_cast<int>(blockIdx.x % a.cut.pieces), warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int g = static_cast<int>(threadIdx.x) % kWarp / 4, c = static_cast<int>(threadIdx.x) % 4 * 2;
-  const int column = 16 * warp;
-  const std::int64_t begin = static_cast<std::int64_t>(piece) * a.cut.per_piece;
-  const int count = static_cast<int>(min(a.cut.chunks, begin + a.cut.per_piece) - begin);
-  const float rate = -expf(a.a_log[h]) * kLog2e, skip = a.d_skip ? a.d_skip[h] : 0.f;
+struct State {
+  static constexpr int kTiles = (P + 63) / 64;
+  WarpgroupTile<N> tile[kTiles];
 
-  const auto start = [&](int i) {
-    if (i < count) {
-      const std::int64_t first = (begin + i) * kTokens, left = a.cut.t - first;
-      s.q(i).template start_copy<kThreadsOf>(a.q.row(b, first, h), a.q.token, left);
-      s.k(i).template start_copy<kThreadsOf>(a.k.row(b, first, h), a.k.token, left);
-      s.v(i).template start_copy<kThreadsOf>(a.v.row(b, first, h), a.v.token, left);
+  __device__ void scale(float factor) {
+#pragma unroll
+    for (auto& t : tile)
+#pragma unroll
+      for (auto& j : t)
+#pragma unroll
+        for (float& value : j) value *= factor;
+  }
+  /// f(p, n, value) of the elements that this thread holds.
+  template <class F>
+  __device__ void each(const Place& my, F&& f) {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      if (64 * t + 16 * my.warp >= P) continue;
+#pragma unroll
+      for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          f(64 * t + 16 * my.warp + my.g + i / 2 * 8, 8 * j + my.c + i % 2, tile[t][j][i]);
     }
-    commit_copies();
-  };
-  StepReader reader(a.dt, b, h, a.cut.t);
-  if (warp == 0) reader.fetch(begin);
-  start(0);
+  }
+  __device__ void put(const Place& my, const Swizzled<P, N>& out) const {
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+      if (64 * t + 16 * my.warp < P) out.put(64 * t + 16 * my.warp, tile[t]);
+  }
+};
 
-  Slice<N> state;
-  state.each([&](int row, int n, float& value) {
-    value = a.state_in.data ? a.state_in(b, h, n)[column + row] : 0.f;
-  });
+/// M = G o E o dt + D, causal, rounded: the left operand of M V. A thread's rows are `row` and row + 8.
+[[maybe_unused]] __device__ inline void mask(std::uint32_t (&m)[kTokens / 16][4],
+                                             const WarpgroupTile<kTokens>& g, const Steps& now,
+                                             const Place& my, float skip) {
+  const int row = 16 * my.warp + my.g;
+  const float at[2] = {now.cum[row], now.cum[row + 8]};
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    std::uint32_t* const out = &m[j / 2][j % 2 * 2];
+    out[0] = out[1] = 0;
+    if (j / 2 > my.warp) continue;  // all of it is later
+    const int from = 8 * j + my.c;
+    const float2 cum = *reinterpret_cast<const float2*>(now.cum + from),
+                 dt = *reinterpret_cast<const float2*>(now.dt + from);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float low = g[j][2 * half] * (fast_exp2(at[half] - cum.x) * dt.x);
+      float high = g[j][2 * half + 1] * (fast_exp2(at[half] - cum.y) * dt.y);
+      if (j / 2 == my.warp) {
+        const int to = row + 8 * half;
+        low = from < to ? low : from == to ? low + skip : 0.f;
+        high = from + 1 < to ? high : from + 1 == to ? high + skip : 0.f;
+      }
+      out[half] = pack(low, high);
+    }
+  }
+}
+
+/// What both warpgroups of a block know of its piece.
+template <int N, int P>
+struct Walk {
+  const ForwardArguments& a;
+  ForwardShared<N, P> s;
+  std::int64_t head, b, h, begin;
+  int piece, count;  // chunks
+
+  __device__ Walk(const ForwardArguments& a_, char* shared)
+      : a(a_), s(shared), head(blockIdx.x / a.cut.pieces), b(head / a.cut.h), h(head % a.cut.h) {
+    piece = static_cast<int>(blockIdx.x % a.cut.pieces);
+    begin = static_cast<std::int64_t>(piece) * a.cut.per_piece;
+    count = static_cast<int>(min(a.cut.chunks, begin + a.cut.per_piece) - begin);
+  }
+  /// By one thread.
+  __device__ void start(int i) const {
+    if (i >= count) return;
+    s.arrival(i).expect(s.kStage);
+    const auto copy = [&](const auto& to, const CUtensorMap& map) {
+#pragma unroll
+      for (int block = 0; block < to.kBlocks; ++block)
+        copy_box(to.block(block), map, block, static_cast<int>(h), static_cast<int>(begin + i) * kTokens,
+                 static_cast<int>(b), s.arrival(i));
+    };
+    copy(s.q(i), a.q);
+    copy(s.k(i), a.k);
+    copy(s.v(i), a.v);
+  }
+};
+
+/// The state that enters the piece: state_in and the summaries of all pieces before.
+template <int N, int P>
+__device__ __forceinline__ void enter(const Walk<N, P>& walk) {
+  const auto& [a, s, head, b, h, begin, piece, count] = walk;
+  constexpr int kQuads = N * P / 4 / kThreadsOfBlock;
+  static_assert(N * P % (4 * kThreadsOfBlock) == 0 && P % 4 == 0);
+  float4 state[kQuads] = {};
+  const auto index = [](int quad) { return 4 * (quad * kThreadsOfBlock + static_cast<int>(threadIdx.x)); };
+  if (a.state_in.data)
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const float* const from = a.state_in(b, h, index(quad) / P) + index(quad) % P;
+      state[quad] = {from[0], from[1], from[2], from[3]};
+    }
   for (int i = 0; i < piece; ++i) {
     const float decay = exp2f(*a.before.of(a.before.log_decay, head, i, 1));
     const float* const local = a.before.of(a.before.state, head, i, N * P);
-    state.each([&](int row, int n, float& value) { value = decay * value + local[n * P + column + row]; });
+#pragma unroll
+    for (int quad = 0; quad < kQuads; ++quad) {
+      const float4 x = *reinterpret_cast<const float4*>(local + index(quad));
+      float4& y = state[quad];
+      y = {decay * y.x + x.x, decay * y.y + x.y, decay * y.z + x.z, decay * y.w + x.w};
+    }
   }
+#pragma unroll
+  for (int quad = 0; quad < kQuads; ++quad)
+    *reinterpret_cast<float4*>(s.entering() + index(quad)) = state[quad];
+  barrier<0, kThreadsOfBlock>();
+}
 
+/// A thread of those that make outputs, where two blocks share a processor; 256 less this of the others.
+template <int P>
+constexpr int output_registers() {
+  return P <= 96 ? 112 : 144;
+}
+
+/// Y = exp(cum) Q S + M V. While the unit makes Q S, the warps make M.
+template <int N, int P>
+__device__ __forceinline__ void outputs(const Walk<N, P>& walk) {
+  if constexpr (ForwardShared<N, P>::kBlocks == 2) set_registers<output_registers<P>()>();
+  const Place my;
+  const auto& [a, s, head, b, h, begin, piece, count] = walk;
+  const float skip = a.d_skip ? a.d_skip[h] : 0.f;
   for (int i = 0; i < count; ++i) {
+    barrier<0, kThreadsOfBlock>();
+    s.arrival(i).wait(i / 2);
     const auto q = s.q(i), k = s.k(i);
-    const auto v = s.v(i);
-    const auto m = s.m();
+    const Steps& now = s.steps(i);
+    WarpgroupTile<kTokens> product;
+    WarpgroupTile<P> y;
+    warpgroup_fence();
+#pragma unroll
+    for (int step = 0; step < N / 16; ++step)
+      warpgroup_multiply<false>(product, q.along_columns(step), k.along_columns(step), step > 0);
+    warpgroup_commit();
+#pragma unroll
+    for (int step = 0; step < N / 16; ++step)
+      warpgroup_multiply<false>(y, q.along_columns(step), s.state(i).along_columns(step), step > 0);
+    warpgroup_commit();
+    warpgroup_wait<1>();
+    hold(product);
+    std::uint32_t m[kTokens / 16][4];
+    mask(m, product, now, my, skip);
+    warpgroup_wait<0>();
+    hold(y);
+    const float decay[2] = {now.from_start[16 * my.warp + my.g], now.from_start[16 * my.warp + my.g + 8]};
+#pragma unroll
+    for (auto& tile : y) {
+      tile[0] *= decay[0], tile[1] *= decay[0];
+      tile[2] *= decay[1], tile[3] *= decay[1];
+    }
+    hold(y);
+    warpgroup_fence();
+#pragma unroll
+    for (int step = 0; step < kTokens / 16; ++step)
+      warpgroup_multiply<true>(y, m[step], s.v(i).along_rows(step), true);
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    hold(y);
+
+    // Through shared memory, so that whole sectors are written.
+    barrier<1, kGroup>();  // all four warps' products have read the state
+    const auto staged = s.y(i);
+    staged.put(16 * my.warp, y);
+    __syncwarp();
+    const std::int64_t first = (begin + i) * kTokens + 16 * my.warp + my.g;
+    bf16* const out = a.y.row(b, first, h) + 4 * my.c;
+    const char* const from = staged.at(my.g, 4 * my.c) + 16 * my.warp * 64;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (first + 8 * half >= a.cut.t) continue;
+#pragma unroll
+      for (int block = 0; block < staged.kBlocks; ++block)
+        *reinterpret_cast<uint4*>(out + 8 * half * a.y.token + 32 * block) =
+            *reinterpret_cast<const uint4*>(from + 8 * half * 64 + block * staged.kBlock);
+    }
+  }
+}
+
+/// S^T = exp(cum_63) S^T + (weight o V)^T K.
+template <int N, int P>
+__device__ __forceinline__ void states(const Walk<N, P>& walk) {
+  if constexpr (ForwardShared<N, P>::kBlocks == 2) set_registers<256 - output_registers<P>()>();
+  const Place my;
+  const auto& [a, s, head, b, h, begin, piece, count] = walk;
+  const float rate = -expf(a.a_log[h]) * kLog2e;
+  StepReader reader(a.dt, b, h, a.cut.t);
+  const bool reads = my.warp == kCopyingThread / kWarp % 4;
+  if (reads) reader.fetch(begin);
+  State<N, P> state;
+#pragma unroll
+  for (auto& tile : state.tile)
+#pragma unroll
+    for (auto& columns : tile)
+#pragma unroll
+      for (float& value : columns) value = 0;  // of rows past p
+  state.each(my, [&](int p, int n, float& value) { value = s.entering()[n * P + p]; });
+  barrier<2, kGroup>();  // its memory is that of the rounded ones
+  for (int i = 0; i < count; ++i) {
     Steps& now = s.steps(i);
-    if (warp == 0) {
+    state.put(my, s.state(i));
+    if (reads) {
       reader.put(now, rate);
       if (i + 1 < count) reader.fetch(begin + i + 1);
     }
-    wait_copies<0>();
-    __syncthreads();
-    start(i + 1);
-
-    // M = (Q K^T) o E o dt + D, on and below the diagonal.
-    for (int block = warp; block < kTriangle; block += kWarps) {
-      const int bi = triangle_row(block), bj = block - bi * (bi + 1) / 2;
-      float product[2][4] = {};
-      token_products<N>(product, q, 16 * bi, k, 16 * bj);
+    fence_shared_for_unit();
+    barrier<0, kThreadsOfBlock>();  // state and steps are there; nobody needs chunk i - 1 any more
+    if (threadIdx.x == kCopyingThread) walk.start(i + 1);
+    s.arrival(i).wait(i / 2);
+    state.scale(exp2f(now.cum[kTokens - 1]));
 #pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        const int from = 16 * bj + 8 * x + c;
-        const float2 cum = *reinterpret_cast<const float2*>(now.cum + from),
-                     dt = *reinterpret_cast<const float2*>(now.dt + from);
+    for (int t = 0; t < State<N, P>::kTiles; ++t) {
+      std::uint32_t left[kTokens / 16][4] = {};
+      if (64 * t + 16 * my.warp < P)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int to = 16 * bi + g + 8 * half;
-          const float at = now.cum[to];
-          float m0 = from <= to ? product[x][2 * half] * exp2f(at - cum.x) * dt.x : 0.f;
-          float m1 = from + 1 <= to ? product[x][2 * half + 1] * exp2f(at - cum.y) * dt.y : 0.f;
-          if (from == to) m0 += skip;
-          if (from + 1 == to) m1 += skip;
-          m.set(to, from, m0, m1);
+        for (int step = 0; step < kTokens / 16; ++step) {
+          s.v(i).load_a_transposed(left[step], 16 * step, 64 * t + 16 * my.warp);
+          scale_along_k(left[step], now.weight, 16 * step);
         }
-      }
+      hold(state.tile[t]);
+      warpgroup_fence();
+#pragma unroll
+      for (int step = 0; step < kTokens / 16; ++step)
+        warpgroup_multiply<true>(state.tile[t], left[step], s.k(i).along_rows(step), true);
+      warpgroup_commit();
+      warpgroup_wait<0>();  // or there would be too few registers
+      hold(state.tile[t]);
     }
-    __syncthreads();
-
-    // Y = exp(cum) Q S + M V.
-    const std::int64_t first = (begin + i) * kTokens;
-    Columns y = {};
-    tokens_times<N / 16>(y, q, [&](int step, std::uint32_t(&right)[4]) {
-      right[0] = state.b0(step, 0), right[1] = state.b1(step, 0);
-      right[2] = state.b0(step, 1), right[3] = state.b1(step, 1);
-    });
-    scale_rows(y, now.from_start);
-    add_masked_times<true>(y, m, v, column);
-    store_columns(a.y.row(b, first, h) + column, a.y.token, a.cut.t - first,
-                  [&](int j, int x, int half, int, int) {
-                    return float2{y[j][x][2 * half], y[j][x][2 * half + 1]};
-                  });
-    update_state(state, exp2f(now.cum[kTokens - 1]), v, column, now.weight, k);
   }
   if (a.state_out.data && piece == a.cut.pieces - 1)
-    state.each([&](int row, int n, float& value) { a.state_out(b, h, n)[column + row] = value; });
+    state.each(my, [&](int p, int n, float& value) { a.state_out(b, h, n)[p] = value; });
+}
+
+/// A block a piece.
+template <int N, int P>
+__global__ void __launch_bounds__(kThreadsOfBlock, ForwardShared<N, P>::kBlocks)
+    scan(const __grid_constant__ ForwardArguments a) {
+  if constexpr (kHasWarpgroups) {
+    extern __shared__ char shared[];
+    const Walk<N, P> walk(a, shared);
+    if (threadIdx.x == kCopyingThread) {
+      walk.s.arrival(0).start();
+      walk.s.arrival(1).start();
+      walk.start(0);
+    }
+    enter(walk);
+    if (threadIdx.x < kGroup)
+      outputs(walk);
+    else
+      states(walk);
+  } else {
+    __trap();
+  }
 }
 
 }  // namespace
@@ -156,9 +351,9 @@ void ssd_scan_bf16(const SsdScan& a, const Stream& stream) {
   const ssd::Summaries pieces{memory.data(), memory.data() + count * n * p, cut.pieces};
   if (cut.pieces > 1)
     ssd::summarise_pieces(cut, a.k, a.v, {}, {}, a.dt, a.a_log, false, pieces, {}, stream, op);
-  const ssd::ForwardArguments arguments{ssd::InRows(a.q, op, "q"),
-                                        ssd::InRows(a.k, op, "k"),
-                                        ssd::InRows(a.v, op, "v"),
+  const ssd::ForwardArguments arguments{tensor_map(a.q, ssd::kTokens, op, "q"),
+                                        tensor_map(a.k, ssd::kTokens, op, "k"),
+                                        tensor_map(a.v, ssd::kTokens, op, "v"),
                                         ssd::OutRows(a.y, op, "y"),
                                         strided<const float>(a.dt),
                                         strided<const float>(a.state_in),
@@ -168,7 +363,8 @@ void ssd_scan_bf16(const SsdScan& a, const Stream& stream) {
                                         pieces,
                                         cut};
   ssd::with_widths(n, p, op, [&](auto n_, auto p_) {
-    launch(op, stream, {count, p_ * 2, ssd::ForwardShared<n_, p_>::kBytes}, ssd::scan<n_, p_>, arguments);
+    launch(op, stream, {count, ssd::kThreadsOfBlock, ssd::ForwardShared<n_, p_>::kBytes}, ssd::scan<n_, p_>,
+           arguments);
   });
 }
 

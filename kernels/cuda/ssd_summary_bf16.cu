@@ -27,6 +27,7 @@ constexpr std::size_t summary_shared() {
 }
 
 /// A block a piece, a warp 16 rows of the state (n, p); while a chunk is multiplied the next one is copied.
+/// From a piece's end to its start: what was read last is still near when a scan reads it again, first.
 template <int N, int P>
 __global__ void __launch_bounds__(N * 2) summarise(const __grid_constant__ SummaryArguments a) {
   extern __shared__ __align__(16) char shared[];
@@ -41,7 +42,7 @@ __global__ void __launch_bounds__(N * 2) summarise(const __grid_constant__ Summa
   const std::int64_t begin = static_cast<std::int64_t>(piece) * a.cut.per_piece,
                      end = min(a.cut.chunks, begin + a.cut.per_piece);
   const int count = static_cast<int>(end - begin);
-  const auto chunk = [&](int i) { return job.gradients ? end - 1 - i : begin + i; };
+  const auto chunk = [&](int i) { return end - 1 - i; };
   const auto x_tile = [&](int i) { return X{reinterpret_cast<bf16*>(shared + i % 2 * X::kBytes)}; };
   const auto z_tile = [&](int i) {
     return Z{reinterpret_cast<bf16*>(shared + 2 * X::kBytes + i % 2 * Z::kBytes)};
@@ -58,22 +59,22 @@ __global__ void __launch_bounds__(N * 2) summarise(const __grid_constant__ Summa
     commit_copies();
   };
   StepReader reader(a.dt, b, h, a.cut.t);
+  float log_decay = 0;  // of chunks so far
   if (warp == 0) reader.fetch(chunk(0));
   start(0);
   Slice<P> state;
   state.fill(0);
-  float log_decay = 0;
   for (int i = 0; i < count; ++i) {
     Steps& now = steps[i % 2];
     if (warp == 0) {
-      reader.put(now, rate);
+      reader.put(now, rate, job.gradients ? 0 : log_decay);
       if (i + 1 < count) reader.fetch(chunk(i + 1));
     }
     wait_copies<0>();
     __syncthreads();
     start(i + 1);
     log_decay += now.cum[kTokens - 1];
-    update_state(state, exp2f(now.cum[kTokens - 1]), x_tile(i), 16 * warp,
+    update_state(state, job.gradients ? exp2f(now.cum[kTokens - 1]) : 1, x_tile(i), 16 * warp,
                  job.gradients ? now.from_start : now.weight, z_tile(i));
   }
   float* const out = job.out.of(job.out.state, head, piece, N * P);
