@@ -1,7 +1,5 @@
 // The scan in bfloat16, forward (kernels/cuda/ssd_bf16.cuh says how).
-#include "kernels/cuda/ssd_bf16.cuh"
-#include "kernels/cuda/tensor_map.cuh"
-#include "kernels/cuda/warpgroup.cuh"
+#include "kernels/cuda/ssd_warpgroup.cuh"
 #include "kernels/elementwise.h"
 
 namespace transmamba::cuda {
@@ -19,7 +17,7 @@ struct ForwardArguments {
 };
 
 // A block is two warpgroups: one makes outputs, the other the states that these need, a chunk ahead.
-constexpr int kGroup = 128, kThreadsOfBlock = 2 * kGroup;
+constexpr int kThreadsOfBlock = 2 * kGroup;
 constexpr int kCopyingThread = kThreadsOfBlock - kWarp;  // of the warp that has least to do where p is 96
 
 template <int N, int P>
@@ -32,8 +30,7 @@ struct ForwardShared {
   /// A processor has 228 KiB, of which each block takes one.
   static constexpr int kBlocks = 2 * (kBytes + 1024) <= 228 * 1024 ? 2 : 1;
   char* base;  // a multiple of 1024
-  __device__ explicit ForwardShared(char* shared)
-      : base(shared + (1024 - shared_address(shared) % 1024) % 1024) {}
+  __device__ explicit ForwardShared(char* shared) : base(aligned(shared)) {}
   __device__ Q q(int i) const { return {base + i % 2 * kStage}; }
   __device__ Q k(int i) const { return {base + i % 2 * kStage + Q::kBytes}; }
   __device__ V v(int i) const { return {base + i % 2 * kStage + 2 * Q::kBytes}; }
@@ -48,46 +45,6 @@ struct ForwardShared {
   }
   __device__ Arrival& arrival(int i) const {
     return reinterpret_cast<Arrival*>(base + 2 * kStage + 2 * S::kBytes + 2 * sizeof(Steps))[i % 2];
-  }
-};
-
-/// The thread's warp of its warpgroup, and what it holds of accumulators: rows g, g + 8, columns c, c + 1.
-struct Place {
-  int warp = static_cast<int>(threadIdx.x % kGroup / kWarp);
-  int g = static_cast<int>(threadIdx.x % kWarp / 4), c = static_cast<int>(threadIdx.x % 4 * 2);
-};
-
-/// S^T (p, n) of a block: 64 rows a tile; a warp has rows 16 warp.. of each. Rows past p stay zero.
-template <int N, int P>
-struct State {
-  static constexpr int kTiles = (P + 63) / 64;
-  WarpgroupTile<N> tile[kTiles];
-
-  __device__ void scale(float factor) {
-#pragma unroll
-    for (auto& t : tile)
-#pragma unroll
-      for (auto& j : t)
-#pragma unroll
-        for (float& value : j) value *= factor;
-  }
-  /// f(p, n, value) of the elements that this thread holds.
-  template <class F>
-  __device__ void each(const Place& my, F&& f) {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      if (64 * t + 16 * my.warp >= P) continue;
-#pragma unroll
-      for (int j = 0; j < N / 8; ++j)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          f(64 * t + 16 * my.warp + my.g + i / 2 * 8, 8 * j + my.c + i % 2, tile[t][j][i]);
-    }
-  }
-  __device__ void put(const Place& my, const Swizzled<P, N>& out) const {
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t)
-      if (64 * t + 16 * my.warp < P) out.put(64 * t + 16 * my.warp, tile[t]);
   }
 };
 
@@ -137,15 +94,9 @@ struct Walk {
   __device__ void start(int i) const {
     if (i >= count) return;
     s.arrival(i).expect(s.kStage);
-    const auto copy = [&](const auto& to, const CUtensorMap& map) {
-#pragma unroll
-      for (int block = 0; block < to.kBlocks; ++block)
-        copy_box(to.block(block), map, block, static_cast<int>(h), static_cast<int>(begin + i) * kTokens,
-                 static_cast<int>(b), s.arrival(i));
-    };
-    copy(s.q(i), a.q);
-    copy(s.k(i), a.k);
-    copy(s.v(i), a.v);
+    copy_chunk(s.q(i), a.q, b, h, begin + i, s.arrival(i));
+    copy_chunk(s.k(i), a.k, b, h, begin + i, s.arrival(i));
+    copy_chunk(s.v(i), a.v, b, h, begin + i, s.arrival(i));
   }
 };
 
@@ -259,12 +210,7 @@ __device__ __forceinline__ void states(const Walk<N, P>& walk) {
   const bool reads = my.warp == kCopyingThread / kWarp % 4;
   if (reads) reader.fetch(begin);
   State<N, P> state;
-#pragma unroll
-  for (auto& tile : state.tile)
-#pragma unroll
-    for (auto& columns : tile)
-#pragma unroll
-      for (float& value : columns) value = 0;  // of rows past p
+  state.fill(0);  // rows past p too
   state.each(my, [&](int p, int n, float& value) { value = s.entering()[n * P + p]; });
   barrier<2, kGroup>();  // its memory is that of the rounded ones
   for (int i = 0; i < count; ++i) {
@@ -279,24 +225,7 @@ __device__ __forceinline__ void states(const Walk<N, P>& walk) {
     if (threadIdx.x == kCopyingThread) walk.start(i + 1);
     s.arrival(i).wait(i / 2);
     state.scale(exp2f(now.cum[kTokens - 1]));
-#pragma unroll
-    for (int t = 0; t < State<N, P>::kTiles; ++t) {
-      std::uint32_t left[kTokens / 16][4] = {};
-      if (64 * t + 16 * my.warp < P)
-#pragma unroll
-        for (int step = 0; step < kTokens / 16; ++step) {
-          s.v(i).load_a_transposed(left[step], 16 * step, 64 * t + 16 * my.warp);
-          scale_along_k(left[step], now.weight, 16 * step);
-        }
-      hold(state.tile[t]);
-      warpgroup_fence();
-#pragma unroll
-      for (int step = 0; step < kTokens / 16; ++step)
-        warpgroup_multiply<true>(state.tile[t], left[step], s.k(i).along_rows(step), true);
-      warpgroup_commit();
-      warpgroup_wait<0>();  // or there would be too few registers
-      hold(state.tile[t]);
-    }
+    state.add(my, s.v(i), now.weight, s.k(i));
   }
   if (a.state_out.data && piece == a.cut.pieces - 1)
     state.each(my, [&](int p, int n, float& value) { a.state_out(b, h, n)[p] = value; });

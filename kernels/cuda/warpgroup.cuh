@@ -33,6 +33,11 @@ __device__ void barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(kNumber), "n"(kThreads) : "memory");
 }
 
+/// The first multiple of 1024 bytes from there.
+__device__ inline char* aligned(char* shared) {
+  return shared + (1024 - shared_address(shared) % 1024) % 1024;
+}
+
 /// A matrix in shared memory as the unit wants it.
 template <int kRows, int kColumns>
 struct Swizzled {
