@@ -132,7 +132,7 @@ __device__ __forceinline__ void enter(const Walk<N, P>& walk) {
 
 /// A thread of those that make outputs, where two blocks share a processor; 256 less this of the others.
 template <int P>
-constexpr int output_registers() {
+__device__ constexpr int output_registers() {
   return P <= 96 ? 112 : 144;
 }
 
