@@ -70,7 +70,6 @@ namespace {
 
 int count() { missing(); }
 Info select(int) { missing(); }
-void check_architecture(const Info&) { missing(); }
 Stream create_stream() { missing(); }
 void destroy_stream(const Stream&) noexcept {}
 void synchronize(const Stream&) { missing(); }
