@@ -197,6 +197,12 @@ void Config::validate_training() const {
   check(model.num_mixers() > 0, kWhere,
         "model.layer_pattern = \"{}\" over model.num_layers = {} has no mixer; at least one T is needed",
         model.layer_pattern, model.num_layers);
+  // The widths of kernels/cuda/ssd_bf16.cuh.
+  const auto has_kernel = [](std::int64_t width) { return width == 64 || width == 96 || width == 128; };
+  check(train.dtype != "bfloat16" || (has_kernel(model.qk_head_dim) && has_kernel(model.v_head_dim)), kWhere,
+        "train.dtype = bfloat16 has kernels for heads of 64, 96 and 128, got model.qk_head_dim = {} and "
+        "model.v_head_dim = {} (0: hidden_size / num_heads); train.dtype = float32 takes any",
+        model.qk_head_dim, model.v_head_dim);
   check(optimizer.warmup_steps <= train.steps, kWhere,
         "optimizer.warmup_steps = {} is more than train.steps = {}", optimizer.warmup_steps, train.steps);
   check(optimizer.min_lr <= optimizer.lr, kWhere, "optimizer.min_lr = {} is above optimizer.lr = {}",

@@ -179,7 +179,7 @@ Machine Machine::builtin_cpu() {
   m.swiglu = {1e-6, 5.6e-10, 8.0e-10};
   m.copy = {1e-6, 1.2e-10, 0};
   m.embedding = {1e-6, 1.6e-10, 1.5e-10};
-  m.cross_entropy = {1e-6, 7.0e-10, 4.7e-10};
+  m.cross_entropy = {1e-6, 5.4e-10, 4.7e-10};
   m.adamw = {1e-6, 6.0e-10, 0};
   m.ranks_per_host = 64;
   const LinkCost shared{5e-6, 1.0 / 5e9}, network{30e-6, 1.0 / 1.2e9};

@@ -18,18 +18,29 @@ Seconds linear(const Machine& machine, double tokens, double out, double in) {
   return {machine.gemm(tokens, out, in), machine.gemm(tokens, in, out) + machine.gemm(out, in, tokens)};
 }
 
+/// `seconds` and `passes`, where a backward pass computes the passes over memory again, or with
+/// Recompute::full also what is `in` the seconds already.
+Seconds with_recompute(Seconds seconds, const Seconds& in, const Seconds& passes, Recompute again) {
+  seconds += passes;
+  if (again != Recompute::none) seconds.backward += passes.forward;
+  if (again == Recompute::full) seconds.backward += in.forward;
+  return seconds;
+}
+
 }  // namespace
 
 Seconds mixing_seconds(const ModelConfig& m, const Machine& machine, std::int64_t transpoint,
                        std::int64_t seq_len, std::int64_t begin, std::int64_t end, std::int64_t tp,
-                       bool shared) {
+                       bool shared, Recompute again) {
   const std::int64_t cut = std::clamp(transpoint, begin, end);
   const double heads = real(m.num_heads) / real(tp), n = real(m.qk_head_dim), p = real(m.v_head_dim);
   Seconds seconds;
   if (cut > begin) {
     const double before = real(cut - begin), pairs = before * (real(begin + 1) + real(cut)) / 2;
     seconds += op(machine.attention, pairs * heads * (n + p));
-    seconds += op(machine.rotation, before * heads * 2 * n);
+    const Seconds rotation = op(machine.rotation, before * heads * 2 * n);
+    seconds += rotation;
+    if (again == Recompute::selective) seconds.backward += rotation.forward;
     if (m.memory_converter && transpoint < seq_len) seconds += op(machine.summary, before * heads * n * p);
   }
   if (cut < end) {
@@ -37,41 +48,46 @@ Seconds mixing_seconds(const ModelConfig& m, const Machine& machine, std::int64_
     seconds += op(machine.scan, after * heads * n * p);
     if (shared) seconds += op(machine.summary, after * heads * n * p);
   }
+  if (again == Recompute::full) seconds.backward += seconds.forward;
   return seconds;
 }
 
-Seconds mixer_rest_seconds(const ModelConfig& m, const Machine& machine, double tokens, std::int64_t tp) {
+Seconds mixer_rest_seconds(const ModelConfig& m, const Machine& machine, double tokens, std::int64_t tp,
+                           Recompute again) {
   const double d = real(m.hidden_size), h = real(m.num_heads) / real(tp), n = real(m.qk_head_dim),
                p = real(m.v_head_dim), mine = tokens / real(tp);
-  Seconds seconds = linear(machine, tokens, h * (2 * n + 2 * p + 1), d);
+  const Seconds in = linear(machine, tokens, h * (2 * n + 2 * p + 1), d);
+  Seconds passes = op(machine.norm, mine * d);
+  passes += op(machine.qkv_conv, tokens * h * (2 * n + p) * real(m.conv_width) / 4);
+  passes += op(machine.gated_norm, tokens * h * p);
+  Seconds seconds = in;
   seconds += linear(machine, tokens, d, h * p);
-  seconds += op(machine.norm, mine * d);
   seconds += op(machine.copy, mine * d);
-  seconds += op(machine.qkv_conv, tokens * h * (2 * n + p) * real(m.conv_width) / 4);
-  seconds += op(machine.gated_norm, tokens * h * p);
-  return seconds;
+  return with_recompute(seconds, in, passes, again);
 }
 
-Seconds mlp_seconds(const ModelConfig& m, const Machine& machine, double tokens, std::int64_t tp) {
+Seconds mlp_seconds(const ModelConfig& m, const Machine& machine, double tokens, std::int64_t tp,
+                    Recompute again) {
   const double d = real(m.hidden_size), f = real(m.ffn_hidden_size) / real(tp), mine = tokens / real(tp);
-  Seconds seconds = linear(machine, tokens, 2 * f, d);
+  const Seconds in = linear(machine, tokens, 2 * f, d);
+  Seconds passes = op(machine.norm, mine * d);
+  passes += op(machine.swiglu, tokens * f);
+  Seconds seconds = in;
   seconds += linear(machine, tokens, d, f);
-  seconds += op(machine.norm, mine * d);
   seconds += op(machine.copy, mine * d);
-  seconds += op(machine.swiglu, tokens * f);
-  return seconds;
+  return with_recompute(seconds, in, passes, again);
 }
 
 Seconds embedding_seconds(const ModelConfig& m, const Machine& machine, double tokens, std::int64_t tp) {
   return op(machine.embedding, tokens * real(m.hidden_size) / real(tp));
 }
 
-Seconds head_seconds(const ModelConfig& m, const Machine& machine, double tokens, std::int64_t tp) {
+Seconds head_seconds(const ModelConfig& m, const Machine& machine, double tokens, std::int64_t tp,
+                     Recompute again) {
   const double vocabulary = real(m.vocab_size) / real(tp), d = real(m.hidden_size);
   Seconds seconds = linear(machine, tokens, vocabulary, d);
-  seconds += op(machine.norm, tokens / real(tp) * d);
   seconds += op(machine.cross_entropy, tokens * vocabulary);
-  return seconds;
+  return with_recompute(seconds, {}, op(machine.norm, tokens / real(tp) * d), again);
 }
 
 std::vector<double> token_costs(const ModelConfig& m, std::span<const std::int64_t> transpoints,

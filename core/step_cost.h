@@ -1,6 +1,6 @@
 // Seconds that the parts of a model take on a Machine: what core/cost_model.h counts in FLOPs, with the ops
 // that have none. Communication is not in here. `tp` ranks share heads, MLP columns and vocabulary, and the
-// tokens between layers.
+// tokens between layers. What a backward pass computes `again` counts as its own.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,7 @@
 
 #include "core/config.h"
 #include "core/machine.h"
+#include "core/recompute.h"
 
 namespace transmamba {
 
@@ -29,17 +30,21 @@ struct Seconds {
 /// summarised before its entering state is known and scanned after: SSM tokens cost a summary more.
 Seconds mixing_seconds(const ModelConfig& model, const Machine& machine, std::int64_t transpoint,
                        std::int64_t seq_len, std::int64_t begin, std::int64_t end, std::int64_t tp,
-                       bool shared);
+                       bool shared, Recompute again = Recompute::none);
 /// The rest of a mixer, for `tokens` of any position: norms, projections, convolution, gate, residual.
-Seconds mixer_rest_seconds(const ModelConfig& model, const Machine& machine, double tokens, std::int64_t tp);
-Seconds mlp_seconds(const ModelConfig& model, const Machine& machine, double tokens, std::int64_t tp);
+Seconds mixer_rest_seconds(const ModelConfig& model, const Machine& machine, double tokens, std::int64_t tp,
+                           Recompute again = Recompute::none);
+Seconds mlp_seconds(const ModelConfig& model, const Machine& machine, double tokens, std::int64_t tp,
+                    Recompute again = Recompute::none);
 Seconds embedding_seconds(const ModelConfig& model, const Machine& machine, double tokens, std::int64_t tp);
 /// Final norm, logits and loss.
-Seconds head_seconds(const ModelConfig& model, const Machine& machine, double tokens, std::int64_t tp);
+Seconds head_seconds(const ModelConfig& model, const Machine& machine, double tokens, std::int64_t tp,
+                     Recompute again = Recompute::none);
 
 /// Forward and backward of the token at each position of a sequence, over all layers; `transpoints`: one a
 /// mixer. The position-independent part is that of a token among all of the sequence. Balanced layouts are
-/// made from this. `shared` as above.
+/// made from this. `shared` as above. Without what is computed again: that adds about as much to every token,
+/// and a layout that depended on it would add up sums in another order.
 std::vector<double> token_costs(const ModelConfig& model, std::span<const std::int64_t> transpoints,
                                 const Machine& machine, std::int64_t seq_len, bool shared);
 

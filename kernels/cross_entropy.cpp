@@ -22,12 +22,6 @@ Arguments with_whole_vocabulary(const Arguments& a, std::string_view op) {
 
 }  // namespace
 
-void vocab_max(const VocabMax& a, const Stream& stream) {
-  constexpr auto op = "vocab_max";
-  expect(a.maximum, check_logits(a.logits, op), statistics_of(a.logits.dtype()), op, "maximum");
-  run_on(stream, cpu::vocab_max, cuda::vocab_max, a);
-}
-
 void cross_entropy_partial(const CrossEntropyPartial& a, const Stream& stream) {
   constexpr auto op = "cross_entropy_partial";
   const Shape tokens = check_logits(a.logits, op);
@@ -36,6 +30,17 @@ void cross_entropy_partial(const CrossEntropyPartial& a, const Stream& stream) {
   expect(a.maximum, tokens, dtype, op, "maximum");
   expect(a.partial, {2, tokens[0], tokens[1]}, dtype, op, "partial");
   run_on(stream, cpu::cross_entropy_partial, cuda::cross_entropy_partial, with_whole_vocabulary(a, op));
+}
+
+void cross_entropy_rescale(const CrossEntropyRescale& a, const Stream& stream) {
+  constexpr auto op = "cross_entropy_rescale";
+  expect_rank(a.own, "(b, t)", op, "own");
+  const Shape& tokens = a.own.shape();
+  const DType dtype = a.own.dtype();
+  expect(a.own, tokens, dtype, op, "own");
+  expect(a.maximum, tokens, dtype, op, "maximum");
+  expect(a.partial, {2, tokens[0], tokens[1]}, dtype, op, "partial");
+  run_on(stream, cpu::cross_entropy_rescale, cuda::cross_entropy_rescale, a);
 }
 
 void cross_entropy_loss(const CrossEntropyLoss& a, const Stream& stream) {

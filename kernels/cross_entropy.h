@@ -3,9 +3,9 @@
 //   loss = lse - logit[target],  lse = maximum + log sum_v exp(logit_v - maximum)
 //
 // A rank holds the logits of words [vocab_begin, vocab_begin + V) out of vocab_size; V may be 0. The pieces
-// run in the order of this file, and between them ranks all-reduce what they have: `maximum` (max), then
-// `partial` (sum). One shard is the whole vocabulary (vocab_size 0 says so) and needs no more than the
-// pieces.
+// run in the order of this file, and between them ranks all-reduce what they have: a copy of their `maximum`
+// (max), then the rescaled `partial` (sum). One shard is the whole vocabulary (vocab_size 0 says so) and
+// needs no rescaling.
 //
 // logits, dlogits (b, t, V): T; targets (b, t) int32 in [0, vocab_size); maximum, loss, lse (b, t): S. A
 // target outside [0, vocab_size) is, on every shard, an Error naming it and its place (CPU), or a loss of NaN
@@ -16,24 +16,28 @@
 
 namespace transmamba {
 
-/// maximum = max_v logits[v]; -inf for an empty shard. NaN may be passed over: the sum will show it.
-struct VocabMax {
-  ConstView logits;
-  View maximum;
-};
-TRANSMAMBA_KERNEL(vocab_max, VocabMax);
-
-/// partial[0] = sum_v exp(logits[v] - maximum); partial[1] = logits[target], or 0 if another shard has it.
-/// `partial` (2, b, t), so that one all-reduce carries both. The sum is accumulated in float64.
+/// Of this shard alone, its logits read once: maximum = max_v logits[v]; partial[0] = sum_v exp(logits[v] -
+/// maximum); partial[1] = logits[target], or 0 if another shard has it. Where all logits are -inf, or there
+/// are none, maximum is -inf and the sum 0. NaN is no maximum, but makes the sum NaN.
+/// `partial` (2, b, t), so that one all-reduce carries both. The sum is accumulated in float64, in an order
+/// that depends on V alone.
 struct CrossEntropyPartial {
   ConstView logits;
   ConstView targets;
-  ConstView maximum;  ///< over all shards
+  View maximum;
   View partial;
   std::int64_t vocab_begin = 0;
   std::int64_t vocab_size = 0;  ///< of all shards together; 0: this shard is all
 };
 TRANSMAMBA_KERNEL(cross_entropy_partial, CrossEntropyPartial);
+
+/// partial[0] *= exp(own - maximum), which is 0 for a shard without a maximum of its own.
+struct CrossEntropyRescale {
+  ConstView own;      ///< maximum of this shard
+  ConstView maximum;  ///< over all shards
+  View partial;
+};
+TRANSMAMBA_KERNEL(cross_entropy_rescale, CrossEntropyRescale);
 
 /// loss = log partial[0] + (maximum - partial[1]);  lse = maximum + log partial[0], which may alias maximum.
 struct CrossEntropyLoss {

@@ -17,14 +17,14 @@ struct Info {
   std::string name;          ///< "NVIDIA H200"
   int major = 0, minor = 0;  ///< compute capability
   std::int64_t free_bytes = 0, total_bytes = 0;
+  std::string built_for;    ///< architectures that this build's kernels are for: "90a-real"
+  bool has_kernels = true;  ///< whether they run on this GPU
 };
 
 /// At least 1: throws Error where there is no driver or no GPU.
 int count();
 /// The GPU of everything that the calling thread does from now on.
 Info select(int device);
-/// Throws Error where the kernels of this build are for other GPUs than the selected one, which is `gpu`.
-void check_architecture(const Info& gpu);
 
 /// An own order of work, beside that of all other streams.
 Stream create_stream();

@@ -29,8 +29,8 @@ namespace {
 TRANSMAMBA_MISSING(adamw, AdamW)
 TRANSMAMBA_MISSING(attention, Attention)
 TRANSMAMBA_MISSING(attention_backward, AttentionBackward)
-TRANSMAMBA_MISSING(vocab_max, VocabMax)
 TRANSMAMBA_MISSING(cross_entropy_partial, CrossEntropyPartial)
+TRANSMAMBA_MISSING(cross_entropy_rescale, CrossEntropyRescale)
 TRANSMAMBA_MISSING(cross_entropy_loss, CrossEntropyLoss)
 TRANSMAMBA_MISSING(cross_entropy_backward, CrossEntropyBackward)
 TRANSMAMBA_MISSING(fill, Fill)
@@ -70,7 +70,6 @@ namespace {
 
 int count() { missing(); }
 Info select(int) { missing(); }
-void check_architecture(const Info&) { missing(); }
 Stream create_stream() { missing(); }
 void destroy_stream(const Stream&) noexcept {}
 void synchronize(const Stream&) { missing(); }

@@ -339,7 +339,6 @@ class Bench {
     fill({.value = 0.1, .y = logits}, stream_);
     return {static_cast<double>(t * m_.vocab_size),
             [=, this] {
-              vocab_max({.logits = logits, .maximum = lse}, stream_);
               cross_entropy_partial(
                   {.logits = logits, .targets = targets, .maximum = lse, .partial = partial}, stream_);
               cross_entropy_loss({.maximum = lse, .partial = partial, .loss = loss, .lse = lse}, stream_);

@@ -31,18 +31,24 @@ gpu::Info take_gpu(const TrainConfig& config, int ranks, int local_rank) {
       "train.device = cuda: expected one rank, got {}: ranks on GPUs need NCCL, which this version does not "
       "have; train.device = cpu runs on any number",
       ranks);
-  const int device = local_rank % gpu::count();
-  const gpu::Info gpu = gpu::select(device);
-  gpu::check_architecture(gpu);
-  check(parse_dtype(config.dtype) != DType::bf16 || gpu.major == 9, "session",
-        "train.dtype = bfloat16: expected a GPU of compute capability 9.0 (H100, H200), got GPU {}, {}, of "
-        "{}.{}; "
-        "train.dtype = float32 runs there",
-        device, gpu.name, gpu.major, gpu.minor);
+  const gpu::Info gpu = gpu::select(local_rank % gpu::count());
+  check_gpu(config, gpu);
   return gpu;
 }
 
 }  // namespace
+
+void check_gpu(const TrainConfig& config, const gpu::Info& gpu) {
+  // Before what a build is for: another build would not help.
+  check(parse_dtype(config.dtype) != DType::bf16 || gpu.major == 9, "session",
+        "train.dtype = bfloat16: expected a GPU of compute capability 9.0 (H100, H200), got {}, of {}.{}; "
+        "train.dtype = float32 runs there",
+        gpu.name, gpu.major, gpu.minor);
+  check(gpu.has_kernels, "session",
+        "{} is of compute capability {}.{}, and this build's kernels are for {}: configure with "
+        "-DCMAKE_CUDA_ARCHITECTURES={}{}",
+        gpu.name, gpu.major, gpu.minor, gpu.built_for, gpu.major, gpu.minor);
+}
 
 Session::Session(const TrainConfig& config, int ranks_on_cores) : Session(config, ranks_on_cores, 1, 0) {}
 

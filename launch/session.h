@@ -35,6 +35,9 @@ class Session {
   Context context_;
 };
 
+/// Throws Error where `gpu` is too old for train.dtype, or another one than this build's kernels are for.
+void check_gpu(const TrainConfig& config, const gpu::Info& gpu);
+
 /// Peak rate of this rank's cores or GPU in FLOP/s, measured by matrix products in the session's type for
 /// `seconds`.
 double measure_peak_flops(const Context& context, double seconds = 0.3);

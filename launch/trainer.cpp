@@ -23,6 +23,19 @@ double seconds_since(Clock::time_point start) {
 
 }  // namespace
 
+void check_memory(const Config& config, int ranks, const gpu::Info& gpu) {
+  double needed = 0;
+  for (const Memory& memory : make_plan(config, ranks, machine_of(config)).memory)
+    needed = std::max(needed, memory.total());
+  check(needed <= static_cast<double>(gpu.free_bytes), "memory",
+        "this run needs about {} on {}, which has {} free of {}; less is needed with a lower "
+        "train.micro_batch (now {}) or train.seq_len ({}), with train.recompute = selective or full ({}), or "
+        "shared among more ranks by parallel.tp, cp, pp or dp",
+        format_bytes(static_cast<std::int64_t>(needed)), gpu.name, format_bytes(gpu.free_bytes),
+        format_bytes(gpu.total_bytes), config.train.micro_batch, config.train.seq_len,
+        config.train.recompute);
+}
+
 Trainer::Trainer(Config config, Session& session, Communicator& world)
     : config_(std::move(config)), session_(session), world_(world), traffic_(world) {
   config_.validate_training();
@@ -30,7 +43,7 @@ Trainer::Trainer(Config config, Session& session, Communicator& world)
   agree(world_, "data", [&] { open_data(); });
   check_same_data(world_, *data_.training, data_.validation.get());
   config_.parallel = resolve_parallel(config_, world_.size());
-  if (session_.gpu()) agree(world_, "memory", [&] { check_memory(); });
+  if (session_.gpu()) agree(world_, "memory", [&] { check_memory(config_, world_.size(), *session_.gpu()); });
   mesh_ = std::make_unique<Mesh>(world_, config_.parallel);
   engine_ = std::make_unique<Engine>(config_, place(config_, *mesh_), session_.context());
   resume();
@@ -137,21 +150,6 @@ void Trainer::warn_of_later_checkpoints() const {
                "warning: this run starts after step {}, but {} is there: the first checkpoint that is saved "
                "sets it, and any other after that step, aside as *.old\n",
                state_.step, later[0].string());
-}
-
-/// A GPU's memory ends a run in the middle of its first step: better before it begins.
-void Trainer::check_memory() const {
-  double needed = 0;
-  for (const Memory& memory : make_plan(config_, world_.size(), machine_of(config_)).memory)
-    needed = std::max(needed, memory.total());
-  const gpu::Info& gpu = *session_.gpu();
-  check(needed <= static_cast<double>(gpu.free_bytes), "memory",
-        "this run needs about {} on {}, which has {} free of {}; less is needed with a lower "
-        "train.micro_batch (now {}) or train.seq_len ({}), with train.recompute = selective or full ({}), or "
-        "shared among more ranks by parallel.tp, cp, pp or dp",
-        format_bytes(static_cast<std::int64_t>(needed)), gpu.name, format_bytes(gpu.free_bytes),
-        format_bytes(gpu.total_bytes), config_.train.micro_batch, config_.train.seq_len,
-        config_.train.recompute);
 }
 
 void Trainer::find_peak() {

@@ -14,6 +14,10 @@
 
 namespace transmamba {
 
+/// A GPU's memory ends a run in the middle of its first step: better before it begins. Throws Error where the
+/// plan of `ranks` ranks has more than `gpu` has free, with how much and which keys lower it.
+void check_memory(const Config& config, int ranks, const gpu::Info& gpu);
+
 class Trainer {
  public:
   /// Opens the data, makes this rank's part of the model and, as checkpoint.resume asks, takes over a
@@ -36,7 +40,6 @@ class Trainer {
   void open_data();
   void resume();
   void check_fits(const Checkpoint& checkpoint) const;
-  void check_memory() const;
   void find_peak();
   void take_over(const Checkpoint& checkpoint);
   void warn_of_later_checkpoints() const;

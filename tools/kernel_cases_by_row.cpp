@@ -155,17 +155,21 @@ void add_vocabulary_cases(const ModelShapes& m, KernelCases& cases) {
       embedding_backward({.dy = dy, .tokens = tokens, .dweight = dweight}, s);
     });
   });
-  cases.add("vocab_max", m.rows(m.V), 0, [=](Buffers& b) {
-    const Tensor logits = b.reads(b.make({m.b, m.t, m.V})), maximum = b.writes(b.statistics({m.b, m.t}));
-    return KernelCall([=, s = b.context().stream] { vocab_max({.logits = logits, .maximum = maximum}, s); });
-  });
   cases.add("cross_entropy_partial", m.rows(m.V), 0, [=](Buffers& b) {
     const Tensor logits = b.reads(b.make({m.b, m.t, m.V})), targets = b.reads(b.make_tokens({m.b, m.t}, m.V));
-    const Tensor maximum = b.reads(b.statistics({m.b, m.t}, 1, 2));
+    const Tensor maximum = b.writes(b.statistics({m.b, m.t}));
     const Tensor partial = b.writes(b.statistics({2, m.b, m.t}));
     return KernelCall([=, s = b.context().stream] {
       cross_entropy_partial({.logits = logits, .targets = targets, .maximum = maximum, .partial = partial},
                             s);
+    });
+  });
+  cases.add("cross_entropy_rescale", fmt::format("{} x {}", m.b, m.t), 0, [=](Buffers& b) {
+    const Tensor own = b.reads(b.statistics({m.b, m.t})), maximum = b.reads(b.statistics({m.b, m.t}, 1, 2));
+    const Tensor partial = b.statistics({2, m.b, m.t});
+    b.updates(partial.slice(0, 0, 1));
+    return KernelCall([=, s = b.context().stream] {
+      cross_entropy_rescale({.own = own, .maximum = maximum, .partial = partial}, s);
     });
   });
   cases.add("cross_entropy_loss", fmt::format("{} x {}", m.b, m.t), 0, [=](Buffers& b) {

@@ -26,14 +26,34 @@ T sum_of_exp(const T* logits, T maximum, std::int64_t vocab) {
   return sum;
 }
 
-/// Short sums are added in float64, so that the error does not grow with the vocabulary.
+/// What exponents are relative to: the maximum, or anything finite where all logits are -inf.
 template <class T>
-T long_sum_of_exp(const T* logits, T maximum, std::int64_t vocab) {
-  constexpr std::int64_t kShort = 512;
+T reference(T maximum) {
+  return maximum == -std::numeric_limits<T>::infinity() ? T(0) : maximum;
+}
+
+template <class T>
+struct MaximumAndSum {
+  T maximum;
+  T sum;  // of exp(logit - maximum)
+};
+/// A run of logits at a time, which stays in the nearest cache; where it has a larger maximum, the sum so far
+/// is rescaled. Runs are added in float64, so that the error does not grow with the vocabulary.
+template <class T>
+MaximumAndSum<T> maximum_and_sum(const T* logits, std::int64_t vocab) {
+  constexpr std::int64_t kRun = 512;
+  T top = -std::numeric_limits<T>::infinity();
   double sum = 0;
-  for (std::int64_t begin = 0; begin < vocab; begin += kShort)
-    sum += static_cast<double>(sum_of_exp(logits + begin, maximum, std::min(kShort, vocab - begin)));
-  return static_cast<T>(sum);
+  for (std::int64_t begin = 0; begin < vocab; begin += kRun) {
+    const std::int64_t size = std::min(kRun, vocab - begin);
+    const T highest = row_maximum(logits + begin, size);
+    if (highest > top) {
+      sum *= std::exp(static_cast<double>(top - highest));
+      top = highest;
+    }
+    sum += static_cast<double>(sum_of_exp(logits + begin, reference(top), size));
+  }
+  return {top, static_cast<T>(sum)};
 }
 
 template <class T>
@@ -50,21 +70,22 @@ std::int64_t column_of_target(const Arguments& a, std::int64_t i, std::int64_t j
 }
 
 template <class T>
-void maximum(const VocabMax& a, const Stream& stream) {
-  const std::int64_t vocab = a.logits.dim(2);
-  for_each_token(a.logits.dim(0), a.logits.dim(1), vocab, stream, [&](std::int64_t i, std::int64_t j) {
-    *a.maximum.ptr<T>(i, j) = row_maximum(a.logits.ptr<T>(i, j), vocab);
-  });
-}
-
-template <class T>
 void partial(const CrossEntropyPartial& a, const Stream& stream) {
   const std::int64_t vocab = a.logits.dim(2);
   for_each_token(a.logits.dim(0), a.logits.dim(1), vocab, stream, [&](std::int64_t i, std::int64_t j) {
     const T* const logits = a.logits.ptr<T>(i, j);
     const std::int64_t target = column_of_target(a, i, j);
-    *a.partial.ptr<T>(0, i, j) = long_sum_of_exp(logits, *a.maximum.ptr<T>(i, j), vocab);
+    const MaximumAndSum<T> found = maximum_and_sum(logits, vocab);
+    *a.maximum.ptr<T>(i, j) = found.maximum;
+    *a.partial.ptr<T>(0, i, j) = found.sum;
     *a.partial.ptr<T>(1, i, j) = target < 0 ? T(0) : logits[target];
+  });
+}
+
+template <class T>
+void rescale(const CrossEntropyRescale& a, const Stream& stream) {
+  for_each_token(a.own.dim(0), a.own.dim(1), 1, stream, [&](std::int64_t i, std::int64_t j) {
+    *a.partial.ptr<T>(0, i, j) *= exp_or_zero(*a.own.ptr<T>(i, j) - reference(*a.maximum.ptr<T>(i, j)));
   });
 }
 
@@ -91,15 +112,15 @@ void backward(const CrossEntropyBackward& a, const Stream& stream) {
 
 }  // namespace
 
-void vocab_max(const VocabMax& arguments, const Stream& stream) {
-  with_float(arguments.logits.dtype(), "vocab_max",
-             [&](auto zero) { maximum<decltype(zero)>(arguments, stream); });
-}
-
 void cross_entropy_partial(const CrossEntropyPartial& arguments, const Stream& stream) {
   check_tokens(arguments.targets, arguments.vocab_size, "cross_entropy_partial", "targets");
   with_float(arguments.logits.dtype(), "cross_entropy_partial",
              [&](auto zero) { partial<decltype(zero)>(arguments, stream); });
+}
+
+void cross_entropy_rescale(const CrossEntropyRescale& arguments, const Stream& stream) {
+  with_float(arguments.own.dtype(), "cross_entropy_rescale",
+             [&](auto zero) { rescale<decltype(zero)>(arguments, stream); });
 }
 
 void cross_entropy_loss(const CrossEntropyLoss& arguments, const Stream& stream) {

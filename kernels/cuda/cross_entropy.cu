@@ -36,38 +36,51 @@ __device__ void for_each_pack(const T* row, std::int64_t columns, F&& f) {
   for (; k < columns; k += step) f(load_pack<N>(row + k), k);
 }
 
-template <int N, class T, class S = Compute<T>>
-__global__ void maximum(Strided<const T> logits, Strided<S> out, std::int64_t t, std::int64_t vocab) {
-  const std::int64_t i = blockIdx.x / t, j = blockIdx.x % t;
-  S top = -static_cast<S>(INFINITY);
-  for_each_pack<N>(logits(i, j), vocab, [&](const Pack<T, N>& pack, std::int64_t) {
-#pragma unroll
-    for (int e = 0; e < N; ++e) top = Larger{}(top, pack[e]);
-  });
-  top = block_reduce<Larger>(top);
-  if (threadIdx.x == 0) *out(i, j) = top;
+/// What exponents are relative to: the maximum, or anything finite where all logits are -inf.
+template <class S>
+__device__ S reference(S maximum) {
+  return maximum == -static_cast<S>(INFINITY) ? S(0) : maximum;
 }
 
+/// Each thread has the maximum of what it has read and a sum relative to that, which it rescales where a pack
+/// has a larger one; then the block makes all sums relative to its own maximum.
 template <int N, class T, class S = Compute<T>>
-__global__ void sums(Strided<const T> logits, Tokens targets, Strided<const S> maximum, Strided<S> partial,
+__global__ void sums(Strided<const T> logits, Tokens targets, Strided<S> maximum, Strided<S> partial,
                      std::int64_t t, Shard shard) {
   const std::int64_t i = blockIdx.x / t, j = blockIdx.x % t;
   const T* const row = logits(i, j);
-  const S top = *maximum(i, j);
+  S top = -static_cast<S>(INFINITY);
   double sum = 0;
   for_each_pack<N>(row, shard.columns, [&](const Pack<T, N>& pack, std::int64_t) {
-    S few = 0;
+    S highest = top, few = 0;
 #pragma unroll
-    for (int e = 0; e < N; ++e) few += exp_for<T>(pack[e] - top);
+    for (int e = 0; e < N; ++e) highest = Larger{}(highest, pack[e]);
+    if (highest > top) {
+      sum *= static_cast<double>(exp_for<T>(top - highest));
+      top = highest;
+    }
+    const S from = reference(top);
+#pragma unroll
+    for (int e = 0; e < N; ++e) few += exp_for<T>(pack[e] - from);
     sum += static_cast<double>(few);
   });
-  sum = block_reduce<Plus>(sum);
+  const S all = block_reduce<Larger>(top);
+  sum = block_reduce<Plus>(sum * static_cast<double>(exp_for<T>(top - reference(all))));
   if (threadIdx.x > 0) return;
   const std::int32_t target = *targets(i, j);
+  *maximum(i, j) = all;
   *partial(0, i, j) = static_cast<S>(sum);
   *partial(1, i, j) = shard.holds(target)   ? load(row + (target - shard.begin))
                       : shard.known(target) ? S(0)
                                             : not_a_number<S>();
+}
+
+/// A thread a token.
+template <class S>
+__global__ void rescale(Strided<const S> own, Strided<const S> maximum, Strided<S> partial, std::int64_t t,
+                        std::int64_t size) {
+  const std::int64_t i = global_index() / t, j = global_index() % t;
+  if (global_index() < size) *partial(0, i, j) *= exp(*own(i, j) - reference(*maximum(i, j)));
 }
 
 /// A thread a token; lse may alias maximum.
@@ -116,21 +129,22 @@ void dispatch(std::string_view op, const ConstView& logits, const ConstView& dlo
 
 }  // namespace
 
-void vocab_max(const VocabMax& a, const Stream& stream) {
-  dispatch("vocab_max", a.logits, {}, [&](auto zero, auto n) {
-    using T = decltype(zero);
-    launch("vocab_max", stream, {a.maximum.numel()}, maximum<n, T>, strided<const T>(a.logits),
-           strided<Compute<T>>(a.maximum), a.logits.dim(1), a.logits.dim(2));
-  });
-}
-
 void cross_entropy_partial(const CrossEntropyPartial& a, const Stream& stream) {
   constexpr auto op = "cross_entropy_partial";
   dispatch(op, a.logits, {}, [&](auto zero, auto n) {
     using T = decltype(zero);
     launch(op, stream, {a.targets.numel()}, sums<n, T>, strided<const T>(a.logits),
-           strided<const std::int32_t>(a.targets), strided<const Compute<T>>(a.maximum),
+           strided<const std::int32_t>(a.targets), strided<Compute<T>>(a.maximum),
            strided<Compute<T>>(a.partial), a.logits.dim(1), shard_of(a));
+  });
+}
+
+void cross_entropy_rescale(const CrossEntropyRescale& a, const Stream& stream) {
+  constexpr auto op = "cross_entropy_rescale";
+  dispatch_float(a.own.dtype(), op, [&](auto zero) {
+    using S = decltype(zero);
+    launch(op, stream, thread_each(a.own.numel()), rescale<S>, strided<const S>(a.own),
+           strided<const S>(a.maximum), strided<S>(a.partial), a.own.dim(1), a.own.numel());
   });
 }
 

@@ -141,6 +141,8 @@ class ExecutableGraph : public Graph {
   cudaGraphExec_t graph_ = nullptr;
 };
 
+__global__ void nothing() {}  // compiled for what all kernels are
+
 }  // namespace
 
 int count() {
@@ -159,12 +161,23 @@ int count() {
 
 Info select(int device) {
   check_cuda(cudaSetDevice(device), "gpu");
+  cudaFuncAttributes attributes{};
+  const cudaError_t found = cudaFuncGetAttributes(&attributes, nothing);
+  cudaGetLastError();  // or the next launch would report this one
+  const bool has_kernels =
+      found != cudaErrorNoKernelImageForDevice && found != cudaErrorInvalidDeviceFunction;
+  if (has_kernels) check_cuda(found, "gpu");
   cudaDeviceProp properties{};
   check_cuda(cudaGetDeviceProperties(&properties, device), "gpu");
   std::size_t free = 0, total = 0;
   check_cuda(cudaMemGetInfo(&free, &total), "gpu");
-  return {properties.name, properties.major, properties.minor, static_cast<std::int64_t>(free),
-          static_cast<std::int64_t>(total)};
+  return {properties.name,
+          properties.major,
+          properties.minor,
+          static_cast<std::int64_t>(free),
+          static_cast<std::int64_t>(total),
+          TRANSMAMBA_CUDA_ARCHITECTURES,
+          has_kernels};
 }
 
 Stream create_stream() {
@@ -242,23 +255,6 @@ std::byte* allocate_pinned(std::int64_t bytes) {
 void free_pinned(std::byte* memory) noexcept { cudaFreeHost(memory); }
 
 std::unique_ptr<MemoryRange> reserve_memory() { return std::make_unique<Range>(); }
-
-namespace {
-__global__ void nothing() {}  // compiled for what all kernels are
-}  // namespace
-
-void check_architecture(const Info& gpu) {
-  cudaFuncAttributes attributes{};
-  const cudaError_t result = cudaFuncGetAttributes(&attributes, nothing);
-  if (result == cudaErrorNoKernelImageForDevice || result == cudaErrorInvalidDeviceFunction) {
-    cudaGetLastError();  // or the next launch would report this one
-    fail("gpu",
-         "{} is of compute capability {}.{}, and this build's kernels are for {}: configure with "
-         "-DCMAKE_CUDA_ARCHITECTURES={}{}",
-         gpu.name, gpu.major, gpu.minor, TRANSMAMBA_CUDA_ARCHITECTURES, gpu.major, gpu.minor);
-  }
-  check_cuda(result, "gpu");
-}
 
 }  // namespace gpu
 }  // namespace transmamba

@@ -7,10 +7,10 @@
 #pragma once
 
 #include "core/config.h"
+#include "core/recompute.h"
 #include "parallel/context/kv_gather.h"
 #include "parallel/context/state_handoff.h"
 #include "parallel/layers/column_linear.h"
-#include "parallel/layers/recompute.h"
 #include "parallel/layers/row_linear.h"
 
 namespace transmamba {

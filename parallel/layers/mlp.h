@@ -2,8 +2,8 @@
 #pragma once
 
 #include "core/config.h"
+#include "core/recompute.h"
 #include "parallel/layers/column_linear.h"
-#include "parallel/layers/recompute.h"
 #include "parallel/layers/row_linear.h"
 
 namespace transmamba {

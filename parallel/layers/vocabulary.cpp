@@ -1,6 +1,7 @@
 #include "parallel/layers/vocabulary.h"
 
 #include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 
 namespace transmamba {
@@ -44,17 +45,18 @@ VocabCrossEntropy::VocabCrossEntropy(std::int64_t vocab_size, Communicator& tp)
 void VocabCrossEntropy::forward(const Context& context, const Tensor& logits, const Tensor& targets,
                                 const Tensor& loss, const Tensor& lse) const {
   const DType type = context.statistics();
-  const Tensor maximum = context.empty(loss.shape(), type),
+  const Tensor own = context.empty(loss.shape(), type), maximum = context.empty(loss.shape(), type),
                partial = context.empty({2, loss.dim(0), loss.dim(1)}, type);
-  vocab_max({.logits = logits, .maximum = maximum}, context.stream);
-  tp_->all_reduce("cross entropy: maximum", maximum, Reduce::max);
   cross_entropy_partial({.logits = logits,
                          .targets = targets,
-                         .maximum = maximum,
+                         .maximum = own,
                          .partial = partial,
                          .vocab_begin = begin_,
                          .vocab_size = vocab_size_},
                         context.stream);
+  copy({.x = own, .y = maximum}, context.stream);
+  tp_->all_reduce("cross entropy: maximum", maximum, Reduce::max);
+  cross_entropy_rescale({.own = own, .maximum = maximum, .partial = partial}, context.stream);
   tp_->all_reduce("cross entropy: sums", partial);
   cross_entropy_loss({.maximum = maximum, .partial = partial, .loss = loss, .lse = lse}, context.stream);
 }

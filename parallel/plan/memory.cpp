@@ -6,8 +6,8 @@
 #include <cmath>
 
 #include "core/cost_model.h"
+#include "core/recompute.h"
 #include "kernels/workspace.h"
-#include "parallel/layers/recompute.h"
 #include "parallel/plan/plan.h"
 
 namespace transmamba {

@@ -8,6 +8,8 @@ namespace {
 
 double real(std::int64_t x) { return static_cast<double>(x); }
 
+Recompute again(const Config& c) { return recompute_of(c.train.recompute); }
+
 /// Tokens of a micro-batch on one context rank.
 double rank_tokens(const Config& c) {
   return real(c.train.micro_batch) * real(c.train.seq_len) / real(c.parallel.cp);
@@ -30,7 +32,7 @@ std::vector<Seconds> mixing_by_rank(const RankShare& share, std::int64_t transpo
     Seconds& sum = by_rank.emplace_back();
     for (const Segment& s : mine)
       sum += mixing_seconds(c.model, share.machine, transpoint, c.train.seq_len, s.begin, s.end,
-                            c.parallel.tp, c.parallel.cp > 1);
+                            c.parallel.tp, c.parallel.cp > 1, again(c));
   }
   return by_rank;
 }
@@ -39,6 +41,12 @@ std::size_t most_segments(const ContextLayout& layout) {
   std::size_t most = 0;
   for (const auto& mine : layout.segments) most = std::max(most, mine.size());
   return most;
+}
+
+/// Of a mixer or an MLP: tokens are gathered for its first product, in backward too, and there once more for
+/// one that is done again.
+Seconds layer_tp_seconds(const RankShare& share) {
+  return {tp_seconds(share, 1, 1), tp_seconds(share, again(share.config) == Recompute::full ? 3 : 2, 1)};
 }
 
 /// Keys and values of [0, P), summaries, and the convolution's halo. Backward gathers keys and values again,
@@ -69,6 +77,7 @@ Seconds cp_seconds(const RankShare& share, std::int64_t transpoint) {
     const double once = collective_seconds(links.exchange, cp, halo, 1);
     seconds += {once, once};
   }
+  if (again(c) == Recompute::full) seconds.backward += seconds.forward;
   return seconds;
 }
 
@@ -85,17 +94,17 @@ LayerTime mixer_time(const RankShare& share, std::int64_t transpoint) {
   for (const Seconds& mixing : mixing_by_rank(share, transpoint))
     if (mixing.total() > busiest.total()) busiest = mixing;
   LayerTime time;
-  time.compute = mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp);
+  time.compute = mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c));
   time.compute += busiest * real(c.train.micro_batch);
-  time.tp = {tp_seconds(share, 1, 1), tp_seconds(share, 2, 1)};
+  time.tp = layer_tp_seconds(share);
   time.cp = cp_seconds(share, transpoint);
   return time;
 }
 
 LayerTime mlp_time(const RankShare& share) {
   const Config& c = share.config;
-  return {mlp_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp),
-          {tp_seconds(share, 1, 1), tp_seconds(share, 2, 1)},
+  return {mlp_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c)),
+          layer_tp_seconds(share),
           {}};
 }
 
@@ -108,7 +117,7 @@ LayerTime embedding_time(const RankShare& share) {
 
 LayerTime head_time(const RankShare& share) {
   const Config& c = share.config;
-  return {head_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp),
+  return {head_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c)),
           {tp_seconds(share, 1, 0), tp_seconds(share, 1, 1)},
           {}};
 }

@@ -10,7 +10,8 @@
 
 namespace transmamba {
 
-/// Where seconds go. Communication counts as exposed, which is pessimistic where an implementation hides it.
+/// Where seconds go. What train.recompute has backward passes do again is theirs. Communication counts as
+/// exposed, which is pessimistic where an implementation hides it.
 struct LayerTime {
   Seconds compute, tp, cp;
   Seconds total() const { return {forward(), backward()}; }

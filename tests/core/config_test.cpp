@@ -236,6 +236,22 @@ TEST(ConfigValues, Bfloat16NeedsAGpu) {
   EXPECT_EQ(parse_config("", {"--train.dtype=bfloat16", "--train.device=cuda"}).train.dtype, "bfloat16");
 }
 
+TEST(ConfigValues, HeadsWithoutAKernelDoNotTrain) {
+  const auto train = [](const char* heads, const char* dtype) {
+    from_words({"--train.device=cuda", "--train.dtype", dtype, "--model.hidden_size=384", "--model.num_heads",
+                heads})
+        .validate_training();
+  };
+  EXPECT_THAT(error_of([&] { train("8", "bfloat16"); }),
+              AllOf(HasSubstr("heads of 64, 96 and 128"), HasSubstr("model.qk_head_dim = 48"),
+                    HasSubstr("model.v_head_dim = 48"), HasSubstr("train.dtype = float32")));
+  EXPECT_THAT(training_error({"--train.device=cuda", "--train.dtype=bfloat16", "--model.hidden_size=128",
+                              "--model.num_heads=2", "--model.v_head_dim=256"}),
+              HasSubstr("model.v_head_dim = 256"));
+  EXPECT_NO_THROW(train("8", "float32"));
+  for (const char* heads : {"3", "4", "6"}) EXPECT_NO_THROW(train(heads, "bfloat16"));
+}
+
 TEST(ConfigValues, RejectTextThatAnIniFileCannotHold) {
   for (const char* value : {"a#b", "a;b", "a\nb", " a", "a "})
     EXPECT_THAT(word_error({"--data.path", value}), AllOf(HasSubstr("data.path"), HasSubstr("no #")));

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <tuple>
 
 #include "core/step_cost.h"
 #include "core/transpoint.h"
@@ -112,6 +113,37 @@ TEST(StepCost, TensorParallelRanksShareTheWork) {
   EXPECT_NEAR(head_seconds(model, machine, 8192, 4).total(),
               head_seconds(model, machine, 8192, 1).total() / 4,
               0.1 * head_seconds(model, machine, 8192, 1).total() / 4);
+}
+
+/// A layer of each kind and the head, where nothing but one op takes time.
+TEST(StepCost, RecomputedOpsRunAgain) {
+  const ModelConfig model = paper("4096");
+  for (const auto& [op, selective, full] : {std::tuple{&Machine::norm, true, true},
+                                            {&Machine::qkv_conv, true, true},
+                                            {&Machine::rotation, true, true},
+                                            {&Machine::gated_norm, true, true},
+                                            {&Machine::swiglu, true, true},
+                                            {&Machine::attention, false, true},
+                                            {&Machine::scan, false, true},
+                                            {&Machine::summary, false, true},
+                                            {&Machine::copy, false, false},
+                                            {&Machine::cross_entropy, false, false}}) {
+    Machine machine;
+    machine.*op = {0, 1, 10};
+    const auto seconds = [&, &machine = machine](Recompute again) {
+      Seconds sum = mixing_seconds(model, machine, 4096, 8192, 0, 8192, 1, false, again);
+      sum += mixer_rest_seconds(model, machine, 8192, 1, again);
+      sum += mlp_seconds(model, machine, 8192, 1, again);
+      sum += head_seconds(model, machine, 8192, 1, again);
+      return sum;
+    };
+    const Seconds none = seconds(Recompute::none);
+    EXPECT_GT(none.forward, 0);
+    for (const auto& [again, runs] : {std::pair{Recompute::selective, selective}, {Recompute::full, full}}) {
+      EXPECT_EQ(seconds(again).forward, none.forward);
+      EXPECT_EQ(seconds(again).backward, none.backward + (runs ? none.forward : 0));
+    }
+  }
 }
 
 TEST(StepCost, TokensAddUpToTheLayers) {

@@ -49,6 +49,7 @@ config = make_config("[checkpoint]\npath = run\n")
 train = ["train", config]
 must(*train)
 checkpoint = Path("run/step_00000006")
+GOLDEN = Path(__file__).resolve().parents[1] / "golden/base.h5"
 Path("folder").mkdir()
 Path("empty").touch()
 Path("prose").write_text("Call me Ishmael. Some years ago - never mind how long precisely.\n" * 9)
@@ -76,7 +77,8 @@ bad([*train, "--optimizer.beta1", 1], "optimizer.beta1", "below 1")
 bad([*train, "--train.steps", 0], "train.steps", "at least 1")
 bad([*train, "--train.steps", "9" * 30], "train.steps", "at least 1")
 bad([*train, "--train.dtype", "float16"], "train.dtype", "float32, float64", "float16")
-bad([*train, "--train.device", "cuda"], "train.device", "cpu")
+for words in [[*train, "--train.device"], ["verify", GOLDEN, "--device"], ["bench", "kernels", "--device"]]:
+    bad([*words, "cuda"], "[gpu]", "train.device = cpu", env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
 bad([*train, "--model.num_heads", 3], "model.hidden_size = 16", "not divisible", "model.num_heads = 3", "2 and 4")
 bad([*train, "--model.num_heads", 16], "qk_head_dim", "even")
 bad([*train, "--train.global_batch", 3], "train.global_batch = 3", "train.micro_batch = 2")

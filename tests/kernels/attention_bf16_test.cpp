@@ -41,8 +41,10 @@ struct Problem {
         {});
   }
   void forward() const { attention({q, k, v, o, lse, z.offset}, TestStream::Argument(kGpu)); }
-  void backward(bool accumulate = false) const {
-    attention_backward({dout, q, k, v, o, lse, dq, dk, dv, z.offset, accumulate}, TestStream::Argument(kGpu));
+  void backward(bool accumulate = false, bool deterministic = true) const {
+    TestStream::Argument stream = kGpu;
+    stream.deterministic = deterministic;
+    attention_backward({dout, q, k, v, o, lse, dq, dk, dv, z.offset, accumulate}, stream);
   }
   void check_all() const {
     const auto name = [&] {
@@ -84,6 +86,28 @@ TEST(AttentionBf16, AgreesWithFloat64AtRandomSizes) {
     const std::int64_t tk = std::max<std::int64_t>(1, tq + offset + from(-1, 1) * from(0, 60));
     const Problem s({from(1, 2), tq, tk, from(1, 3), kWidths[from(0, 2)], kWidths[from(0, 2)], offset});
     s.forward(), s.backward(), s.check_all();
+  }
+}
+
+TEST(AttentionBf16, GradientsAddedInAnyOrderAgreeWithFloat64) {
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
+  for (const Sizes& z : {Sizes{2, 300, 300, 3, 96, 96, 0}, Sizes{1, 257, 257, 2, 64, 64, 0},
+                         Sizes{1, 640, 900, 2, 128, 128, 260}, Sizes{1, 200, 131, 2, 64, 96, 31}}) {
+    const Problem s(z);
+    s.forward(), s.backward(/*accumulate=*/false, /*deterministic=*/false), s.check_all();
+    for (const Aligned* sum : {&s.dk, &s.dv}) fill_with(*sum, 0);
+    s.backward(/*accumulate=*/true, /*deterministic=*/false), s.check_all();
+  }
+}
+
+/// Of the length that models are trained at, by every query and key of a head.
+TEST(AttentionBf16, AgreesWithFloat64AtLength8192) {
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
+  const Problem s({1, 8192, 8192, 1, 96, 96, 0});
+  s.forward();
+  for (bool deterministic : {true, false}) {
+    for (const Aligned* gradient : {&s.dq, &s.dk, &s.dv}) fill_with(*gradient, NAN);
+    s.backward(/*accumulate=*/false, deterministic), s.check_all();
   }
 }
 

@@ -84,23 +84,31 @@ TEST(GemmBf16, RowsOfAnyAlignmentAreRightOrAnError) {
   EXPECT_TRUE(near(c, [&](auto& at) { return expected(at); }));
 }
 
-/// Large enough for several algorithms to be tried.
-TEST(GemmBf16, LargeProductsHaveTheSameBitsAgain) {
+/// Of more than 2^20 results, so that the first call of each kind tries several algorithms.
+TEST(GemmBf16, LargeProductsHaveTheSameBitsAfterTheSearch) {
   if (!has_gpu()) GTEST_SKIP() << kNoGpu;
   const std::int64_t m = 1040, n = 1048, k = 512;
-  for (DType type : {DType::bf16, DType::f32}) {
-    const Aligned a({k, m}, DType::bf16), b({k, n}, DType::bf16), before({m, n}, type);
-    a.fill_normal(1, 0.05), b.fill_normal(2), before.fill_normal(3);
-    const Array exact_a = a.exact(), exact_b = b.exact(), expected = before.exact();
-    gemm({.a = exact_a, .transpose_a = true, .b = exact_b, .c = expected, .beta = 1}, {Device::cpu, 2});
-    const Aligned first({m, n}, type), second({m, n}, type);
-    for (const Aligned* c : {&first, &second}) {
-      c->assign(before);
-      gemm({.a = a, .transpose_a = true, .b = b, .c = *c, .beta = 1}, TestStream::Argument(kGpu));
-    }
-    EXPECT_TRUE(first.holds(expected));
-    EXPECT_TRUE(first.same_bits(second));
-  }
+  for (DType type : {DType::bf16, DType::f32})
+    for (const auto& [ta, tb] : {std::pair{false, true}, {false, false}, {true, false}})  // a linear layer's
+      for (double beta : {0.0, 1.0}) {
+        const Aligned a(ta ? Shape{k, m} : Shape{m, k}, DType::bf16),
+            b(tb ? Shape{n, k} : Shape{k, n}, DType::bf16), before({m, n}, type);
+        a.fill_normal(1, 0.05), b.fill_normal(2), before.fill_normal(3);
+        const Array exact_a = a.exact(), exact_b = b.exact(), expected = before.exact();
+        Gemm call{
+            .a = exact_a, .transpose_a = ta, .b = exact_b, .transpose_b = tb, .c = expected, .beta = beta};
+        gemm(call, {Device::cpu, 2});
+        call.a = a, call.b = b;
+        const Aligned searching({m, n}, type), second({m, n}, type), third({m, n}, type);
+        for (const Aligned* c : {&searching, &second, &third}) {
+          c->assign(before);
+          call.c = *c;
+          gemm(call, TestStream::Argument(kGpu));
+        }
+        EXPECT_TRUE(searching.holds(expected));
+        EXPECT_TRUE(searching.same_bits(second) && second.same_bits(third))
+            << "transpose " << ta << tb << " beta " << beta << " c " << to_string(type);
+      }
 }
 
 /// A capture takes cuBLASLt's first suggestion, and the call after it searches.

@@ -50,21 +50,21 @@ struct Composed {
            const std::vector<std::int64_t>& cuts) {
     Arrays arrays(variant);
     const Shape tokens = targets->shape(), pair{2, tokens[0], tokens[1]};
-    const Array maximum = arrays.poisoned(tokens), mine = arrays.poisoned(tokens),
-                partial = arrays.poisoned(pair), part = arrays.poisoned(pair);
+    const Array maximum = arrays.poisoned(tokens), partial = arrays.poisoned(pair);
+    std::vector<Array> owns, parts;  // a shard
     loss = arrays.poisoned(tokens), lse = arrays.poisoned(tokens), dlogits = arrays.poisoned(logits->shape());
     fill_with(maximum, -INFINITY), fill_with(partial, 0);
     for_each_shard(cuts, [&](std::int64_t begin, std::int64_t end) {
-      mine.fill_poison();
-      vocab_max({logits->slice(2, begin, end), mine}, variant.stream);
-      for_each_index(tokens, [&](auto& at) { set(maximum, at, std::max(maximum(at), mine(at))); });
-    });
-    for_each_shard(cuts, [&](std::int64_t begin, std::int64_t end) {
-      part.fill_poison();
-      cross_entropy_partial({logits->slice(2, begin, end), targets, maximum, part, begin, kVocab},
+      const Array &own = owns.emplace_back(arrays.poisoned(tokens)),
+                  &part = parts.emplace_back(arrays.poisoned(pair));
+      cross_entropy_partial({logits->slice(2, begin, end), targets, own, part, begin, kVocab},
                             variant.stream);
-      for_each_index(pair, [&](auto& at) { set(partial, at, partial(at) + part(at)); });
+      for_each_index(tokens, [&](auto& at) { set(maximum, at, std::max(maximum(at), own(at))); });
     });
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      cross_entropy_rescale({owns[i], maximum, parts[i]}, variant.stream);
+      for_each_index(pair, [&](auto& at) { set(partial, at, partial(at) + parts[i](at)); });
+    }
     cross_entropy_loss({maximum, partial, loss, lse}, variant.stream);
     for_each_shard(cuts, [&](std::int64_t begin, std::int64_t end) {
       cross_entropy_backward(
@@ -90,6 +90,49 @@ TEST(VocabularyShards, LossAndGradientAreThoseOfTheWhole) {
     }
 }
 
+TEST(VocabularyShards, AShardMayBeMaskedAndNanShowsFromAny) {
+  for (const Variant& variant : variants())
+    for (const auto& cuts : kCuts) {
+      Arrays arrays(variant);
+      const Array logits = arrays.normal({1, 4, kVocab}), targets = arrays.tokens({1, 4}, kVocab);
+      for_each_index(logits->shape(), [&](auto& at) {  // what is masked of a row
+        const bool masked = at[1] == 0 ? at[2] < 30 : at[1] == 1 ? at[2] >= 10 : true;
+        if (masked) set(logits, at, -INFINITY);
+      });
+      set(logits, {0, 2, 20}, NAN);
+      set(logits, {0, 2, 40}, 1), set(logits, {0, 3, 0}, 1);
+      for (std::int64_t j = 0; j < 4; ++j) set(targets, {0, j}, j % 2 ? 0 : 40);
+      const Composed whole(variant, logits, targets, {0, kVocab}), s(variant, logits, targets, cuts);
+      for (std::int64_t j = 0; j < 4; ++j)
+        if (j == 2) {
+          EXPECT_TRUE(std::isnan(s.loss({0, j})) && std::isnan(s.lse({0, j})));
+        } else {
+          EXPECT_TRUE(std::isfinite(s.loss({0, j})));
+          EXPECT_NEAR(s.loss({0, j}), whole.loss({0, j}), tolerance(variant.dtype));
+          EXPECT_NEAR(s.lse({0, j}), whole.lse({0, j}), tolerance(variant.dtype));
+        }
+      EXPECT_EQ(s.loss({0, 3}), 0);  // one word is all there is
+    }
+}
+
+TEST(VocabularyShards, AShardWithNothingHasASumOfZero) {
+  for (const Variant& variant : variants())
+    for (std::int64_t columns : {0, 1, 40}) {
+      Arrays arrays(variant);
+      const Array logits = arrays.normal({1, 2, columns}), targets = arrays.tokens({1, 2}, 3);
+      const Array own = arrays.poisoned({1, 2}), maximum = arrays.normal({1, 2}),
+                  partial = arrays.poisoned({2, 1, 2});
+      fill_with(logits, -INFINITY);
+      cross_entropy_partial({logits, targets, own, partial, 3, 50}, variant.stream);
+      for (std::int64_t j : {0, 1}) EXPECT_EQ(own({0, j}), -INFINITY);
+      EXPECT_TRUE(near(partial, 0, [](auto&) { return 0.0; }));
+      for (const Array& over_all : {maximum, own}) {
+        cross_entropy_rescale({own, over_all, partial}, variant.stream);
+        EXPECT_TRUE(near(partial, 0, [](auto&) { return 0.0; }));
+      }
+    }
+}
+
 TEST(VocabularyShards, LossInSinglePrecisionIsGoodToOneInAMillion) {
   for (const TestStream& stream : streams()) {
     const Variant variant{DType::f32, Layout::contiguous, stream};
@@ -97,7 +140,6 @@ TEST(VocabularyShards, LossInSinglePrecisionIsGoodToOneInAMillion) {
     const Array logits = arrays.normal({1, 8, 50000}, 3), targets = arrays.tokens({1, 8}, 50000);
     const Array maximum = arrays.poisoned({1, 8}), partial = arrays.poisoned({2, 1, 8}),
                 loss = arrays.poisoned({1, 8});
-    vocab_max({logits, maximum}, stream);
     cross_entropy_partial({logits, targets, maximum, partial}, stream);
     cross_entropy_loss({maximum, partial, loss, maximum}, stream);  // lse over maximum
     EXPECT_TRUE(near(loss, 1e-6, [&](auto& at) {

@@ -285,6 +285,23 @@ TEST_F(TrainerTest, RefusesDataThatCannotBeTrainedOn) {
   EXPECT_FALSE(fs::exists(folder / "a"));
 }
 
+/// A plan and a pretended GPU are enough.
+TEST_F(TrainerTest, SaysHowMuchMoreMemoryThanAGpuHasARunNeeds) {
+  const Config config = parse_config(std::string(TRANSMAMBA_SOURCE_DIR) + "/configs/transmamba-400m.cfg",
+                                     {"--train.device=cuda", "--train.dtype=bfloat16"});
+  gpu::Info gpu;
+  gpu.name = "a small GPU";
+  gpu.free_bytes = std::int64_t{12} << 30, gpu.total_bytes = std::int64_t{16} << 30;
+  const std::string error = error_of([&] { check_memory(config, 1, gpu); });
+  EXPECT_THAT(error,
+              AllOf(HasSubstr("[memory]"), HasSubstr("a small GPU"), HasSubstr("12.0 GiB free of 16.0 GiB"),
+                    HasSubstr("train.micro_batch (now 2)"), HasSubstr("train.seq_len (8192)"),
+                    HasSubstr("train.recompute"), HasSubstr("parallel.tp")));
+  EXPECT_THAT(error, ::testing::ContainsRegex("needs about 2[0-9].[0-9] GiB")) << "as README's 20.1 GiB";
+  gpu.free_bytes = gpu.total_bytes = std::int64_t{139} << 30;
+  EXPECT_NO_THROW(check_memory(config, 1, gpu));
+}
+
 TEST_F(TrainerTest, RefusesMegatronDataWithoutOrPastItsVocabulary) {
   // One document of 100 tokens of 16 bits: 0, 1, .., 99.
   std::string bin, idx("MMIDIDX\0\0\1\0\0\0\0\0\0\0\x8", 18);

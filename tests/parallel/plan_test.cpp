@@ -85,6 +85,47 @@ TEST(Plan, OneRankSaysNothingToOthers) {
   EXPECT_NEAR(t.pp, 0, 1e-9);
 }
 
+TEST(Plan, WhatIsRecomputedTakesTheTimeOfItsForwardPass) {
+  for (const Machine& machine : {Machine::builtin_cpu(), Machine::builtin_h200()}) {
+    const auto plan = [&](const char* recompute) {
+      return make_plan(paper({"--train.recompute", recompute}), 1, machine);
+    };
+    const Plan none = plan("none"), selective = plan("selective"), full = plan("full");
+    // All layers but their last products, of which each has one.
+    const ModelConfig& m = none.config.model;
+    const auto tokens = static_cast<double>(none.config.train.micro_batch * none.config.train.seq_len);
+    double forward = 0;
+    for (const LayerTime& layer : layer_times({none.config, machine, none.layout}, none.transpoints))
+      forward += layer.compute.forward;
+    const auto last = [&](std::int64_t inner, std::int64_t count) {
+      return machine.gemm(tokens, static_cast<double>(m.hidden_size), static_cast<double>(inner)) *
+             static_cast<double>(count);
+    };
+    forward -= last(m.num_heads * m.v_head_dim, m.num_mixers());
+    forward -= last(m.ffn_hidden_size, m.num_layers - m.num_mixers());
+    forward *= static_cast<double>(none.schedule.micro_batches);
+    const double more = full.step.total() - none.step.total();
+    EXPECT_NEAR(more / forward, 1, 0.03) << machine.name;
+    EXPECT_GT(more / none.step.total(), 0.15) << machine.name;
+    EXPECT_LT(more / none.step.total(), 0.35) << machine.name;
+    EXPECT_GT(selective.step.total(), 1.002 * none.step.total()) << machine.name;
+    EXPECT_LT(selective.step.total() - none.step.total(), 0.4 * more) << machine.name;
+  }
+}
+
+TEST(Plan, WhatIsRecomputedInFullIsSaidAgain) {
+  const auto step = [](const char* recompute) {
+    return make_plan(paper({"--parallel.tp", "2", "--parallel.cp", "2", "--train.recompute", recompute}), 4,
+                     Machine::builtin_h200())
+        .step;
+  };
+  const StepTime none = step("none"), selective = step("selective"), full = step("full");
+  EXPECT_EQ(selective.tp, none.tp);
+  EXPECT_EQ(selective.cp, none.cp);
+  EXPECT_GT(full.tp, 1.1 * none.tp);
+  EXPECT_GT(full.cp, 1.2 * none.cp);
+}
+
 TEST(Plan, MoreOfEverythingTakesLessTime) {
   const auto seconds = [](std::vector<std::string> overrides, int ranks) {
     return make_plan(paper(std::move(overrides)), ranks, Machine::builtin_h200()).step.total();
