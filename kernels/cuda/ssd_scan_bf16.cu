@@ -127,7 +127,7 @@ __device__ __forceinline__ void enter(const Walk<N, P>& walk) {
 #pragma unroll
   for (int quad = 0; quad < kQuads; ++quad)
     *reinterpret_cast<float4*>(s.entering() + index(quad)) = state[quad];
-  barrier<0, kThreadsOfBlock>();
+  barrier();
 }
 
 /// A thread of those that make outputs, where two blocks share a processor; 256 less this of the others.
@@ -144,7 +144,7 @@ __device__ __forceinline__ void outputs(const Walk<N, P>& walk) {
   const auto& [a, s, head, b, h, begin, piece, count] = walk;
   const float skip = a.d_skip ? a.d_skip[h] : 0.f;
   for (int i = 0; i < count; ++i) {
-    barrier<0, kThreadsOfBlock>();
+    barrier();
     s.arrival(i).wait(i / 2);
     const auto q = s.q(i), k = s.k(i);
     const Steps& now = s.steps(i);
@@ -221,7 +221,7 @@ __device__ __forceinline__ void states(const Walk<N, P>& walk) {
       if (i + 1 < count) reader.fetch(begin + i + 1);
     }
     fence_shared_for_unit();
-    barrier<0, kThreadsOfBlock>();  // state and steps are there; nobody needs chunk i - 1 any more
+    barrier();  // state and steps are there; nobody needs chunk i - 1 any more
     if (threadIdx.x == kCopyingThread) walk.start(i + 1);
     s.arrival(i).wait(i / 2);
     state.scale(exp2f(now.cum[kTokens - 1]));

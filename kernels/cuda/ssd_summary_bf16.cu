@@ -76,7 +76,7 @@ __device__ __forceinline__ void summarise_piece(const SummaryArguments& a, const
       reader.put(now, rate, job.gradients ? 0 : log_decay);
       if (i + 1 < count) reader.fetch(end - 2 - i);
     }
-    barrier<0, kGroup>();  // steps are there; nobody needs chunk i - 1 any more
+    barrier();  // steps are there; nobody needs chunk i - 1 any more
     if (copies) start(i + kStages - 1);
     s.arrival(i).wait(i / kStages);
     log_decay += now.cum[kTokens - 1];

@@ -27,7 +27,9 @@ __device__ inline void store_matrices(std::uint32_t row, std::uint32_t a, std::u
                : "memory");
 }
 
-/// Of kThreads threads of a block; barriers of one number follow each other.
+/// Of all threads of a block, whatever part of the kernel each of its warps is in.
+__device__ inline void barrier() { asm volatile("bar.sync 0;" ::: "memory"); }
+/// Of kThreads of them; kNumber is not 0.
 template <int kNumber, int kThreads>
 __device__ void barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(kNumber), "n"(kThreads) : "memory");
