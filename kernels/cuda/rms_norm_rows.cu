@@ -102,9 +102,16 @@ __global__ void __launch_bounds__(kThreads) forward(Problem p) {
   }
 }
 
+/// What a team's thread reads of a row.
+template <int kPacks, bool kGated>
+struct BackwardRow {
+  Packed x[kPacks], dy[kPacks], z[kGated ? kPacks : 1];
+};
+
 /// A team owns a group and every so many tokens, `groups_here` and the block's first group say which, and
-/// keeps its sum of dweight in registers. Each element is read and written by one thread, dresidual last: dx
-/// may alias what is read. With v' = v rstd and u = dy weight:  dv = rstd (u - v' mean(u v')).
+/// keeps its sum of dweight in registers. The next row is on its way while one is worked on. Each element is
+/// read and written by one thread, dresidual last: dx may alias what is read.
+/// With v' = v rstd and u = dy weight:  dv = rstd (u - v' mean(u v')).
 template <int kLanes, int kPacks, bool kGated>
 __global__ void __launch_bounds__(kThreads, kPacks == 1 ? 3 : 2)
     backward(Problem p, int groups_here, int group_tiles, std::int64_t tokens, float* partials) {
@@ -113,25 +120,33 @@ __global__ void __launch_bounds__(kThreads, kPacks == 1 ? 3 : 2)
   const int index = static_cast<int>(threadIdx.x) / kLanes, slots = kThreads / kLanes / groups_here;
   const int slot = index / groups_here, here = index % groups_here;
   const std::int64_t run = blockIdx.x / static_cast<unsigned>(group_tiles),
-                     runs = gridDim.x / static_cast<unsigned>(group_tiles);
+                     step = gridDim.x / static_cast<unsigned>(group_tiles) * slots;
   const int g = static_cast<int>(blockIdx.x % static_cast<unsigned>(group_tiles)) * groups_here + here;
   const bool works = slot < slots && g < p.groups;
   const float* const weight = p.weight(works ? g : 0);
+  const auto reads = [&](std::int64_t mine) { return works && mine < tokens; };
+  /// The others take part in the sums, with any row.
+  const auto at = [&](std::int64_t mine, const auto& tensor) {
+    const std::uint32_t token = static_cast<std::uint32_t>(reads(mine) ? mine : 0);
+    const std::uint32_t i = token / static_cast<std::uint32_t>(p.t);
+    return tensor(i, token - i * static_cast<std::uint32_t>(p.t), works ? g : 0);
+  };
+  using Row = BackwardRow<kPacks, kGated>;
+  const auto read = [&](std::int64_t mine, Row& row) {
+    team.read(at(mine, p.x), row.x);
+    team.read(at(mine, p.dy), row.dy);
+    if constexpr (kGated) team.read(at(mine, p.gate), row.z);
+  };
   float dweight[kPacks][kPack] = {};
   int turn = 0;
-  for (std::int64_t begin = run * slots; begin < tokens; begin += runs * slots) {
+  Row next;
+  read(run * slots + slot, next);
+  for (std::int64_t begin = run * slots; begin < tokens; begin += step) {
     const std::int64_t mine = begin + slot;
-    const bool reads = works && mine < tokens;  // the others take part in the sums
-    const std::uint32_t token = static_cast<std::uint32_t>(reads ? mine : 0);
-    const std::uint32_t i = token / static_cast<std::uint32_t>(p.t),
-                        j = token - i * static_cast<std::uint32_t>(p.t);
-    const int at = reads ? g : 0;
-    Packed x[kPacks], dy[kPacks], z[kPacks];
-    team.read(p.x(i, j, at), x);
-    team.read(p.dy(i, j, at), dy);
-    if constexpr (kGated) team.read(p.gate(i, j, at), z);
+    const Row row = next;
     Packed residual[kPacks] = {};
-    if (p.dresidual.data) team.read(p.dresidual(i, j, at), residual);
+    if (!kGated && p.dresidual.data) team.read(at(mine, p.dresidual), residual);
+    read(mine + step, next);
     float squares = 0, dot = 0;
 #pragma unroll
     for (int n = 0; n < kPacks; ++n) {
@@ -139,37 +154,39 @@ __global__ void __launch_bounds__(kThreads, kPacks == 1 ? 3 : 2)
       const auto w = load_pack<kPack>(weight + team.column(n));
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
-        float v = x[n][e];
-        if constexpr (kGated) v *= z[n][e] * sigmoid_for<bfloat16>(z[n][e]);
+        float v = row.x[n][e];
+        if constexpr (kGated) v *= row.z[n][e] * sigmoid_for<bfloat16>(row.z[n][e]);
         squares += v * v;
-        dot += dy[n][e] * w[e] * v;
+        dot += row.dy[n][e] * w[e] * v;
       }
     }
     const float2 both = team.sum({squares, dot}, turn ^= 1);
     const float rstd = rsqrtf(both.x / static_cast<float>(p.d) + p.eps);
     const float mean = both.y * rstd / static_cast<float>(p.d);
-    if (!reads) continue;
+    if (!reads(mine)) continue;
 #pragma unroll
     for (int n = 0; n < kPacks; ++n) {
       if (!team.has(n)) continue;
       const auto w = load_pack<kPack>(weight + team.column(n));
+      if (kGated && p.dresidual.data)  // rare: not worth registers that wait for it
+        residual[n] = load_pack<kPack>(at(mine, p.dresidual) + team.column(n));
       float dx[kPack], dgate[kPack];
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
         float silu = 1;
         if constexpr (kGated) {
-          const float s = sigmoid_for<bfloat16>(z[n][e]);
-          silu = z[n][e] * s;
-          dgate[e] = x[n][e] * silu_gradient_for<bfloat16>(z[n][e], s);
+          const float s = sigmoid_for<bfloat16>(row.z[n][e]);
+          silu = row.z[n][e] * s;
+          dgate[e] = row.x[n][e] * silu_gradient_for<bfloat16>(row.z[n][e], s);
         }
-        const float normed = x[n][e] * silu * rstd;
-        const float dv = rstd * (dy[n][e] * w[e] - normed * mean);
-        dweight[n][e] += dy[n][e] * normed;
+        const float normed = row.x[n][e] * silu * rstd;
+        const float dv = rstd * (row.dy[n][e] * w[e] - normed * mean);
+        dweight[n][e] += row.dy[n][e] * normed;
         if constexpr (kGated) dgate[e] *= dv;
         dx[e] = dv * silu + residual[n][e];
       }
-      store_pack(p.dx(i, j, g) + team.column(n), dx);
-      if constexpr (kGated) store_pack(p.dgate(i, j, g) + team.column(n), dgate);
+      store_pack(at(mine, p.dx) + team.column(n), dx);
+      if constexpr (kGated) store_pack(at(mine, p.dgate) + team.column(n), dgate);
     }
   }
   for (int turn = 0; turn < slots; ++turn) {  // slots add their sums, one after the other
