@@ -6,8 +6,8 @@ namespace {
 using namespace walk;  // NOLINT
 
 #ifndef BW_BLOCKS
-#define BW_BLOCKS 3
-#define BW_STAGES 3
+#define BW_BLOCKS 5
+#define BW_STAGES 4
 #endif
 constexpr int kBlocks = BW_BLOCKS;       // at once on a multiprocessor
 using BackwardRing = Ring<3, BW_STAGES>;  // x, dy and dk_rotated

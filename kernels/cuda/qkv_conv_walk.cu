@@ -6,7 +6,7 @@ namespace {
 using namespace walk;  // NOLINT
 
 #ifndef FW_BLOCKS
-#define FW_BLOCKS 4
+#define FW_BLOCKS 6
 #define FW_STAGES 4
 #endif
 constexpr int kBlocks = FW_BLOCKS;  // at once on a multiprocessor
