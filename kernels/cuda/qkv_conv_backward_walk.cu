@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
     __pipeline_commit();
   };
   for (int ahead = 0; ahead < BackwardRing::kAhead; ++ahead) fetch(ahead * kGroup, ahead);
-  Angles angles(p, shared + BackwardRing::kBytes, at.a % p.n);
+  Angles angles(p, at, shared + BackwardRing::kBytes);
   Channels a(p, at, at.first + at.a), b(p, at, at.first + at.b);
   ChannelGradients da, db;
   bfloat16* dx = g.dx(at.i, at.begin) - kBefore * g.dx.stride[1] + at.first;

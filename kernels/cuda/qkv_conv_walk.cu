@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
     __pipeline_commit();
   };
   for (int ahead = 0; ahead < ForwardRing::kAhead; ++ahead) fetch(ahead * kGroup, ahead);
-  Angles angles(p, shared + ForwardRing::kBytes, at.a % p.n);
+  Angles angles(p, at, shared + ForwardRing::kBytes);
   Channels a(p, at, at.first + at.a), b(p, at, at.first + at.b);
   const bool keeps_k = at.rotated > 0 && at.is_k && k_rotated.data;
   bfloat16* row = y(at.i, at.begin) + at.first;

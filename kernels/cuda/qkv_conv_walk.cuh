@@ -146,10 +146,10 @@ struct Angles {
   float cosine[kPack], sine[kPack], step_cosine[kPack], step_sine[kPack];
 
   /// The whole block calls this.
-  __device__ Angles(const Problem& p, char* shared, int pair) {
+  __device__ Angles(const Problem& p, const Place& at, char* shared) {
+    if (at.rotated == 0) return;
     double* const all = reinterpret_cast<double*>(shared);
-    frequencies = all + pair;
-    if (p.rotated == 0) return;
+    frequencies = all + at.a % p.n;
     const int half = p.n / 2;
     for (int k = static_cast<int>(threadIdx.x); k < half; k += static_cast<int>(blockDim.x))
       all[k] = pow(p.theta, -static_cast<double>(k) / half) * 0.15915494309189535;  // 1 / (2 pi)
