@@ -70,13 +70,13 @@ struct alignas(16) Grouped {
 };
 
 /// Block k groups the tokens of rows [k * kRange, (k + 1) * kRange): every block reads all tokens, and so knows
-/// where its own go. A warp has a slice of the tokens. Block 0 also marks what is left over.
+/// where its own go. A warp has a slice of the tokens. The last block also marks what is left over.
 __global__ void __launch_bounds__(kGroupers)
     group_tokens(Tokens tokens, int t, int count, Shard shard, Grouped* grouped, std::uint32_t* arrivals,
                  std::int64_t arrival_count) {
   __shared__ int places[kRange][kSlices];  // where a slice's tokens of a row go
   __shared__ int starts[kRange + 1];       // of rows
-  __shared__ int sums[kSlices], befores[kSlices], totals[kSlices];
+  __shared__ int sums[kSlices], befores[kSlices];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, slice = thread / kWarp;
   const int first_row = static_cast<int>(blockIdx.x) * kRange;
   for (std::int64_t at = global_index(); at < arrival_count; at += gridDim.x * kGroupers) arrivals[at] = 0;
@@ -85,28 +85,31 @@ __global__ void __launch_bounds__(kGroupers)
   const std::int64_t length = (static_cast<std::int64_t>(count) + kGroupers - 1) / kGroupers * kWarp;
   const int begin = static_cast<int>(min(slice * length, static_cast<std::int64_t>(count)));
   const int end = static_cast<int>(min(begin + length, static_cast<std::int64_t>(count)));
-  // f(place in (b, t), token or 0, whether there is one), a lane a token.
+  const int first_word = shard.begin + first_row, rows = min(kRange, shard.rows - first_row);
+  // f(place in (b, t), token, whether there is one), a lane a token.
   const auto for_slice = [&](auto&& f) {
-    int i = (begin + lane) / t, j = (begin + lane) % t;
-    const int more_i = kWarp / t, more_j = kWarp % t;
+    int j = (begin + lane) % t;
+    const std::int32_t* from = tokens((begin + lane) / t, j);
+    const int more = kWarp % t;
+    const std::int64_t step = kWarp / t * tokens.stride[0] + more * tokens.stride[1],
+                       wrap = tokens.stride[0] - t * tokens.stride[1];
 #pragma unroll 4
     for (int tile = begin; tile < end; tile += kWarp) {
       const bool there = tile + lane < end;
-      f(tile + lane, there ? *tokens(i, j) : 0, there);
-      i += more_i, j += more_j;
-      if (j >= t) j -= t, ++i;
+      f(tile + lane, there ? *from : 0, there);
+      from += step, j += more;
+      if (j >= t) j -= t, from += wrap;
     }
   };
-  int before = 0, total = 0;  // tokens of rows before the range, and of all rows here
+  const auto nearest = [&](std::int32_t token) { return min(max(token, 0), shard.size - 1); };
+  int before = 0;  // tokens of rows before the range
   for_slice([&](int, std::int32_t token, bool there) {
-    const Row row(token, shard);
-    const int index = row.index - first_row;
-    before += there && row.here && index < 0;
-    total += there && row.here;
-    if (there && row.here && 0 <= index && index < kRange) atomicAdd(&places[index][slice], 1);
+    const int word = nearest(token), index = word - first_word;
+    before += there && shard.begin <= word && index < 0;
+    if (there && 0 <= index && index < rows) atomicAdd(&places[index][slice], 1);
   });
-  before = warp_reduce<Plus>(before), total = warp_reduce<Plus>(total);
-  if (lane == 0) befores[slice] = before, totals[slice] = total;
+  before = warp_reduce<Plus>(before);
+  if (lane == 0) befores[slice] = before;
   __syncthreads();
   // Counts become places: an exclusive sum over (row, slice), of which a thread has kPer.
   constexpr int kPer = kRange * kSlices / kGroupers;
@@ -133,98 +136,126 @@ __global__ void __launch_bounds__(kGroupers)
   for (int row = thread; row < kRange; row += kGroupers) starts[row] = places[row][0];
   __syncthreads();
   for_slice([&](int at, std::int32_t token, bool there) {
-    const Row row(token, shard);
-    int index = row.index - first_row;
-    if (!there || !row.here || index < 0 || index >= kRange) index = -1;
+    const int word = nearest(token);
+    int index = word - first_word;
+    if (!there || index >= rows) index = -1;
     if (!__any_sync(0xffffffffu, index >= 0)) return;
     const std::uint32_t same = __match_any_sync(0xffffffffu, index), earlier = same & ((1u << lane) - 1);
     const int to = index < 0 ? 0 : places[index][slice] + __popc(earlier);
     __syncwarp();
     if (index >= 0) {
       if (earlier == 0) places[index][slice] += __popc(same);
-      grouped[to] = {row.index, row.valid ? at : ~at, to - starts[index], starts[index + 1] - starts[index]};
+      grouped[to] = {first_row + index, word == token ? at : ~at, to - starts[index],
+                     starts[index + 1] - starts[index]};
     }
     __syncwarp();
   });
-  if (blockIdx.x > 0) return;
-  total = warp_reduce<Plus>(totals[lane]);
-  for (int at = total + thread; at < count; at += kGroupers) grouped[at].row = -1;
+  if (blockIdx.x + 1 < gridDim.x) return;
+  for (int at = starts[kRange] + thread; at < count; at += kGroupers) grouped[at].row = -1;
 }
 
-/// A warp a place and kWarp * N columns, kParts times. That of a stretch's first token adds all of its tokens,
-/// in order, with several loads on their way. A row of one stretch is done then; of more, the first goes to
-/// dweight and the others to `partials`, and the last warp to arrive adds those.
-template <int N, class T, class S>
-__global__ void __launch_bounds__(kThreads, 4)
-    scatter_add(Strided<const T> dy, const Grouped* grouped, Strided<S> dweight, S* partials,
-                std::uint32_t* arrivals, std::int64_t t, std::int64_t count, std::int64_t d,
-                std::int64_t warps) {
-  constexpr int kParts = 2, kAhead = sizeof(Pack<T, N>) > 8 ? 4 : 8;
-  const std::int64_t warp = global_index() / kWarp, first = warp / warps, lane = threadIdx.x % kWarp;
-  if (first >= count) return;
-  const Grouped here = grouped[first];
-  if (here.row < 0 || here.rank % kStretch != 0) return;
-  const std::int64_t k = (warp % warps * kParts * kWarp + lane) * N;
-  const auto each_part = [&](auto&& f) {
+constexpr int kQuarters = 4;  // of the columns of a warp that has them all
+
+/// What adds a row's tokens.
+template <class T, class S>
+struct Scatter {
+  Strided<const T> dy;
+  const Grouped* grouped;
+  Strided<S> dweight;
+  S* partials;              // (stretch, d): sums of stretches that are not their row's first
+  std::uint32_t* arrivals;  // (stretch, quarter of a warp): how many of a row's stretches have been added up
+  int t, count;
+  std::int64_t d, warps;  // that have a row's columns
+
+  /// One of a row's stretches, kParts quarters from column k on, which begins at place `first`. Lanes hold
+  /// what has been grouped there and after it. Tokens are added in order, with several loads on their way. A row
+  /// of one stretch is done then; of more, the first goes to dweight and the others to `partials`, and the last
+  /// warp to arrive adds those.
+  template <int N, int kParts, int kAhead>
+  __device__ void add(int first, Grouped mine, std::int64_t k, std::int64_t arrival) const {
+    const int lane = static_cast<int>(threadIdx.x % kWarp);
+    const int row = __shfl_sync(0xffffffffu, mine.row, 0), rank = __shfl_sync(0xffffffffu, mine.rank, 0),
+              tokens = __shfl_sync(0xffffffffu, mine.count, 0), stretch = min(tokens - rank, kStretch);
+    const auto each_part = [&](auto&& f) {
 #pragma unroll
-    for (int part = 0; part < kParts; ++part)
-      if (k + part * kWarp * N < d) f(part, k + part * kWarp * N);
-  };
-  S sum[kParts][N] = {};
-  if (here.rank == 0)
-    each_part([&](int part, std::int64_t column) {
-      const auto old = load_pack<N>(dweight(here.row) + column);
+      for (int part = 0; part < kParts; ++part)
+        if (k + part * kWarp * N < d) f(part, k + part * kWarp * N);
+    };
+    S sum[kParts][N] = {};
+    if (rank == 0)
+      each_part([&](int part, std::int64_t column) {
+        const auto old = load_pack<N>(dweight(row) + column);
 #pragma unroll
-      for (int e = 0; e < N; ++e) sum[part][e] = old[e];
+        for (int e = 0; e < N; ++e) sum[part][e] = old[e];
+      });
+    for (int begin = 0; begin < stretch; begin += kWarp) {
+      const int length = min(stretch - begin, kWarp);  // tokens, a lane each
+      if (begin > 0 && lane < length) mine = grouped[first + begin + lane];
+      const std::uint32_t invalid = __ballot_sync(0xffffffffu, mine.number < 0);
+      const int at = mine.number < 0 ? ~mine.number : mine.number, i = at / t;
+      const std::int64_t offset = dy(i, at - i * t) - dy.data;
+      for (int start = 0; start < length; start += kAhead) {
+        Pack<T, N> packs[kAhead][kParts];
+#pragma unroll
+        for (int n = 0; n < kAhead; ++n) {
+          const T* const from = dy.data + __shfl_sync(0xffffffffu, offset, start + n);
+          if (start + n < length)
+            each_part([&](int part, std::int64_t column) { packs[n][part] = load_pack<N>(from + column); });
+        }
+#pragma unroll
+        for (int n = 0; n < kAhead; ++n) {
+          if (start + n >= length) break;
+          const bool valid = !(invalid >> (start + n) & 1);
+#pragma unroll
+          for (int part = 0; part < kParts; ++part)
+#pragma unroll
+            for (int e = 0; e < N; ++e) sum[part][e] += valid ? packs[n][part][e] : not_a_number<S>();
+        }
+      }
+    }
+    // No two stretches but rows' first ones begin in the same kStretch places.
+    const auto partial = [&](int n) { return partials + (first - rank + n * kStretch) / kStretch * d; };
+    S* const to = rank == 0 ? dweight(row) : partial(rank / kStretch);
+    each_part([&](int part, std::int64_t column) { store_pack(to + column, sum[part]); });
+    if (tokens <= kStretch) return;
+    const int stretches = (tokens + kStretch - 1) / kStretch;
+    __threadfence();
+    __syncwarp();
+    std::uint32_t* const counter = arrivals + ((first - rank) / kStretch + 1) * warps * kQuarters + arrival;
+    std::uint32_t arrived = lane == 0 ? atomicAdd(counter, 1u) : 0;
+    if (__shfl_sync(0xffffffffu, arrived, 0) + 1 < static_cast<std::uint32_t>(stretches)) return;
+    __threadfence();
+    each_part([&](int, std::int64_t column) {
+      for (int e = 0; e < N; ++e) {
+        S* const out = dweight(row) + column + e;
+        S all = __ldcg(out);
+        for (int n = 1; n < stretches; ++n) all += __ldcg(partial(n) + column + e);
+        *out = all;
+      }
     });
-  const int stretch = min(here.count - here.rank, kStretch);
-  for (int begin = 0; begin < stretch; begin += kWarp) {
-    const int length = min(stretch - begin, kWarp);  // tokens, a lane each
-    const std::int32_t number = lane < length ? grouped[first + begin + lane].number : 0;
-    const std::uint32_t invalid = __ballot_sync(0xffffffffu, number < 0);
-    const std::uint32_t at = static_cast<std::uint32_t>(number < 0 ? ~number : number);
-    const std::uint32_t i = at / static_cast<std::uint32_t>(t), j = at - i * static_cast<std::uint32_t>(t);
-    const std::int64_t offset = dy(i, j) - dy.data;
-    for (int start = 0; start < length; start += kAhead) {
-      Pack<T, N> packs[kAhead][kParts];
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) {
-        const T* const from = dy.data + __shfl_sync(0xffffffffu, offset, start + n);
-        if (start + n < length)
-          each_part([&](int part, std::int64_t column) { packs[n][part] = load_pack<N>(from + column); });
-      }
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) {
-        if (start + n >= length) break;
-        const bool valid = !(invalid >> (start + n) & 1);
-#pragma unroll
-        for (int part = 0; part < kParts; ++part)
-#pragma unroll
-          for (int e = 0; e < N; ++e) sum[part][e] += valid ? packs[n][part][e] : not_a_number<S>();
-      }
-    }
   }
-  const int stretches = (here.count + kStretch - 1) / kStretch;
-  const std::int64_t start = first - here.rank;
-  // No two stretches but rows' first ones begin in the same kStretch places.
-  const auto partial = [&](int n) { return partials + (start + n * kStretch) / kStretch * d; };
-  S* const to = here.rank == 0 ? dweight(here.row) : partial(here.rank / kStretch);
-  each_part([&](int part, std::int64_t column) { store_pack(to + column, sum[part]); });
-  if (stretches == 1) return;
-  __threadfence();
-  __syncwarp();
-  std::uint32_t arrived = 0;
-  if (lane == 0) arrived = atomicAdd(arrivals + (start / kStretch + 1) * warps + warp % warps, 1u);
-  if (__shfl_sync(0xffffffffu, arrived, 0) + 1 < static_cast<std::uint32_t>(stretches)) return;
-  __threadfence();
-  each_part([&](int part, std::int64_t column) {
-    for (int e = 0; e < N; ++e) {
-      S* const out = dweight(here.row) + column + e;
-      S all = __ldcg(out);
-      for (int n = 1; n < stretches; ++n) all += __ldcg(partial(n) + column + e);
-      *out = all;
-    }
-  });
+};
+
+/// A warp a place and kQuarters * kWarp * N columns. A row of few tokens is added by its first one's warp; of more,
+/// the warps of a stretch's first tokens share the columns, with more loads on their way.
+template <int N, class T, class S>
+__global__ void __launch_bounds__(kThreads, 4) scatter_add(const __grid_constant__ Scatter<T, S> a) {
+  constexpr int kAhead = sizeof(Pack<T, N>) > 8 ? 8 : 16;
+  const std::int64_t warp = global_index() / kWarp;
+  const int first = static_cast<int>(warp / a.warps), lane = static_cast<int>(threadIdx.x % kWarp);
+  if (first >= a.count) return;
+  Grouped mine = {};
+  if (first + lane < a.count) mine = a.grouped[first + lane];
+  const int row = __shfl_sync(0xffffffffu, mine.row, 0), rank = __shfl_sync(0xffffffffu, mine.rank, 0),
+            tokens = __shfl_sync(0xffffffffu, mine.count, 0);
+  const int place = rank % kStretch, length = min(tokens - (rank - place), kStretch);
+  const int sharing = tokens < kQuarters ? 1 : min(length, kQuarters);
+  if (row < 0 || place >= sharing) return;
+  const std::int64_t column = warp % a.warps * kQuarters, k = (column * kWarp + lane) * N;
+  if (tokens < kQuarters) return a.template add<N, kQuarters, kQuarters - 1>(first, mine, k, column);
+  if (place > 0 && lane < length) mine = a.grouped[first - place + lane];
+  for (int quarter = place; quarter < kQuarters; quarter += sharing)
+    a.template add<N, 1, kAhead>(first - place, mine, k + quarter * kWarp * N, column + quarter);
 }
 
 }  // namespace
@@ -255,28 +286,23 @@ void embedding_backward(const EmbeddingBackward& a, const Stream& stream) {
   check(count <= std::numeric_limits<std::int32_t>::max(), op, "tokens: {} are more than can be grouped",
         count);
   const std::int64_t pieces = (count + kStretch - 1) / kStretch;  // at most so many stretches are not first
-  const std::int64_t most_warps = (d + kWarp - 1) / kWarp;
-  const Workspace<Grouped> grouped(count, stream, op);
-  const Workspace<std::uint32_t> arrivals((pieces + 1) * most_warps, stream, op);
-  launch(op, stream, {(shard.rows + kRange - 1) / kRange, kGroupers}, group_tokens,
-         strided<const std::int32_t>(a.tokens), static_cast<int>(t), static_cast<int>(count), shard,
-         grouped.data(), arrivals.data(), (pieces + 1) * most_warps);
   dispatch_storage(a.dy.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
     using S = Compute<T>;
     constexpr int kMost = 16 / sizeof(S);
+    const int n = in_packs(a.dy, kMost) && in_packs(a.dweight, kMost) ? kMost : 1;
+    const std::int64_t columns = kQuarters * kWarp * n, warps = (d + columns - 1) / columns;
+    const std::int64_t arrival_count = (pieces + 1) * warps * kQuarters;
+    const Workspace<Grouped> grouped(count, stream, op);
+    const Workspace<std::uint32_t> arrivals(arrival_count, stream, op);
     const Workspace<S> partials(pieces > 1 ? pieces * d : 0, stream, op);
-    const auto run = [&](auto n) {
-      constexpr std::int64_t kColumns = 2 * kWarp * n;
-      const std::int64_t warps = (d + kColumns - 1) / kColumns;
-      launch(op, stream, thread_each(count * warps * kWarp), scatter_add<n, T, S>, strided<const T>(a.dy),
-             static_cast<const Grouped*>(grouped.data()), strided<S>(a.dweight), partials.data(),
-             arrivals.data(), t, count, d, warps);
-    };
-    if (in_packs(a.dy, kMost) && in_packs(a.dweight, kMost))
-      run(std::integral_constant<int, kMost>{});
-    else
-      run(std::integral_constant<int, 1>{});
+    launch(op, stream, {(shard.rows + kRange - 1) / kRange, kGroupers}, group_tokens,
+           strided<const std::int32_t>(a.tokens), static_cast<int>(t), static_cast<int>(count), shard,
+           grouped.data(), arrivals.data(), arrival_count);
+    launch(op, stream, thread_each(count * warps * kWarp),
+           n == kMost ? scatter_add<kMost, T, S> : scatter_add<1, T, S>,
+           Scatter<T, S>{strided<const T>(a.dy), grouped.data(), strided<S>(a.dweight), partials.data(),
+                         arrivals.data(), static_cast<int>(t), static_cast<int>(count), d, warps});
   });
 }
 

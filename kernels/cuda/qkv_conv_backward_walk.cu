@@ -5,12 +5,8 @@ namespace {
 
 using namespace walk;  // NOLINT
 
-#ifndef BW_BLOCKS
-#define BW_BLOCKS 5
-#define BW_STAGES 4
-#endif
-constexpr int kBlocks = BW_BLOCKS;       // at once on a multiprocessor
-using BackwardRing = Ring<3, BW_STAGES>;  // x, dy and dk_rotated
+constexpr int kBlocks = 2;  // at once on a multiprocessor
+using BackwardRing = Ring<3, 3>;  // x, dy and dk_rotated
 
 struct Gradients {
   Strided<const bfloat16> dy, dk_rotated;

@@ -5,12 +5,8 @@ namespace {
 
 using namespace walk;  // NOLINT
 
-#ifndef FW_BLOCKS
-#define FW_BLOCKS 6
-#define FW_STAGES 4
-#endif
-constexpr int kBlocks = FW_BLOCKS;  // at once on a multiprocessor
-using ForwardRing = Ring<1, FW_STAGES>;
+constexpr int kBlocks = 3;  // at once on a multiprocessor
+using ForwardRing = Ring<1, 4>;
 
 __global__ void __launch_bounds__(kTileThreads, kBlocks)
     forward(const __grid_constant__ Problem p, const __grid_constant__ Strided<bfloat16> y,

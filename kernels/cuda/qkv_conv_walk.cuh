@@ -5,6 +5,8 @@
 
 #include <cuda_pipeline_primitives.h>
 
+#include <cmath>
+
 #include "kernels/cuda/partials.cuh"
 #include "kernels/cuda/qkv_conv.cuh"
 #include "kernels/cuda/vectors.cuh"
@@ -12,17 +14,11 @@
 namespace transmamba::cuda::walk {
 
 constexpr int kWidth = 4, kBefore = kWidth - 1;  // of the convolution
-constexpr int kGroup = 4;                        // tokens that come together; also the window's slots
+constexpr int kGroup = 4;                        // tokens that come together, and slots of a window of them
 constexpr int kChunk = 32;                       // tokens after which angles are taken anew
-#ifndef PACK
-#define PACK 2
-#endif
-constexpr int kPack = PACK;                         // channels that follow each other
+constexpr int kPack = 2;                         // channels that follow each other
 constexpr int kCopy = 8;                         // channels that are copied together
-#ifndef TILE
-#define TILE 384
-#endif
-constexpr int kTile = TILE;                       // channels of a block, at most
+constexpr int kTile = 768;                       // channels of a block, at most
 constexpr int kTileThreads = kTile / (2 * kPack);
 // Multiprocessors of a Hopper GPU, which work is cut for on any GPU: runs are part of the result's bits.
 constexpr int kSms = 132;
@@ -35,7 +31,7 @@ struct Problem {
   std::int64_t weight_pitch;
   std::int64_t t, length, runs;  // of a sequence
   std::int64_t rotated, position;
-  double theta;
+  double fall;                        // a pair's frequency is 2^-fall times that of the pair before
   int c, qk, n;                       // q and k together have `qk` channels
   int turning, tiles;                 // tiles of q and k, and of all channels
   int turning_width, straight_width;  // channels of a tile of q and k, and of one of v
@@ -52,7 +48,7 @@ struct Problem {
         t(a.x.dim(1)),
         rotated(a.rotated),
         position(a.position),
-        theta(a.theta),
+        fall(std::log2(a.theta) / static_cast<double>(a.qk_width / 2)),
         c(static_cast<int>(a.x.dim(2))),
         qk(static_cast<int>(2 * a.heads * a.qk_width)),
         n(static_cast<int>(a.qk_width)) {
@@ -88,7 +84,10 @@ struct Place {
     const unsigned rows = gridDim.x / static_cast<unsigned>(p.tiles);
     const int tile = static_cast<int>(blockIdx.x / rows), straight = tile - p.turning;
     row = blockIdx.x % rows;
-    i = row / p.runs, begin = (row - i * p.runs) * p.length;
+    i = row / p.runs;
+    // Blocks of one multiprocessor are some tiles apart. Not all of them are to have tokens that RoPE turns.
+    const std::int64_t run = (row + tile * p.runs / p.tiles) % p.runs;
+    row = i * p.runs + run, begin = run * p.length;
     sequence_end = static_cast<int>(p.t - begin);
     count = static_cast<int>(min(p.length, p.t - begin));
     const bool is_v = straight >= 0;
@@ -108,7 +107,7 @@ template <int kStreams, int kStages>
 struct Ring {
   static constexpr int kToken = kStreams * kTile, kAhead = kStages - 1;
   static constexpr std::size_t kBytes = sizeof(bfloat16) * kStages * kGroup * kToken;
-  static constexpr int kRows = kGroup / kPack;  // tokens that the block's threads copy at once
+  static constexpr int kRows = kCopy / (2 * kPack);  // tokens that the block's threads copy at once
   bfloat16 *slots, *copied;
   int stage = 0;    // that is worked on
   int row, column;  // what this thread copies: every kRows-th token's channels [column, column + kCopy)
@@ -152,7 +151,7 @@ struct Angles {
     frequencies = all + at.a % p.n;
     const int half = p.n / 2;
     for (int k = static_cast<int>(threadIdx.x); k < half; k += static_cast<int>(blockDim.x))
-      all[k] = pow(p.theta, -static_cast<double>(k) / half) * 0.15915494309189535;  // 1 / (2 pi)
+      all[k] = exp2(-k * p.fall) * 0.15915494309189535;  // 1 / (2 pi)
     __syncthreads();
     for (int e = 0; e < kPack; ++e) take(1, e, step_cosine, step_sine);
   }
@@ -204,9 +203,9 @@ struct Channels {
 #pragma unroll
     for (int e = 0; e < kPack; ++e) x[slot][e] = pack[e];
   }
-  /// The input of window place j for token m of the group.
+  /// The input of window place j for token m.
   __device__ float input(int m, int j, int e) const { return x[(m + 1 + j) % kGroup][e]; }
-  /// The pre-activation of token m of the group.
+  /// The pre-activation of token m.
   __device__ float pre(int m, int e) const {
     float sum = bias[e];
 #pragma unroll

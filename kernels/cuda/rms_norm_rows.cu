@@ -1,7 +1,5 @@
 // A team of lanes of one warp or two owns a row and holds it in registers: it is read once, and nothing waits
 // for the rest of a block.
-#include <cuda_pipeline_primitives.h>
-
 #include "kernels/cuda/partials.cuh"
 #include "kernels/cuda/rms_norm.cuh"
 #include "kernels/cuda/vectors.cuh"
@@ -13,11 +11,6 @@ constexpr int kPack = 8;
 // Multiprocessors of a Hopper GPU, which a backward pass is cut for on any GPU: a block makes a row of
 // partial sums, so their number is part of the result's bits, and those are not to depend on the GPU.
 constexpr int kSms = 132;
-#ifndef RMS_BLOCKS
-#define RMS_BLOCKS 2
-#endif
-template <int kPacks>  // blocks of a backward pass at once on a multiprocessor
-constexpr int kBackwardBlocks = kPacks == 1 ? 3 : kPacks == 3 ? RMS_BLOCKS : 2;
 using Packed = Pack<bfloat16, kPack>;
 
 struct Problem {
@@ -46,8 +39,7 @@ struct Team {
   int lane, d;
   __device__ explicit Team(int width) : lane(static_cast<int>(threadIdx.x) % kLanes), d(width) {}
   __device__ int column(int n) const { return (lane + n * kLanes) * kPack; }
-  static constexpr bool kExact = kLanes == 4;  // such teams are for rows of just their width
-  __device__ bool has(int n) const { return kExact || column(n) < d; }
+  __device__ bool has(int n) const { return column(n) < d; }
   __device__ void read(const bfloat16* row, Packed (&packs)[kPacks]) const {
 #pragma unroll
     for (int n = 0; n < kPacks; ++n)
@@ -111,105 +103,80 @@ __global__ void __launch_bounds__(kThreads) forward(Problem p) {
 }
 
 /// A team owns a group and every so many tokens, `groups_here` and the block's first group say which, and
-/// keeps its sum of dweight in registers. While it works on a row the next one comes into shared memory, where
-/// a thread reads only what it has asked for itself. Each element is read and written by one thread, dresidual
-/// last: dx may alias what is read.
-/// With v' = v rstd and u = dy weight:  dv = rstd (u - v' mean(u v')) = rstd u - v rstd^2 mean(u v').
+/// keeps its sum of dweight in registers. Each element is read and written by one thread, dresidual last: dx
+/// may alias what is read. With v' = v rstd and u = dy weight:  dv = rstd (u - v' mean(u v')).
 template <int kLanes, int kPacks, bool kGated>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks<kPacks>)
+__global__ void __launch_bounds__(kThreads, kPacks == 1 ? 3 : 2)
     backward(Problem p, int groups_here, int group_tiles, std::int64_t tokens, float* partials) {
-  extern __shared__ __align__(16) Packed rows[];  // (2, x, dy and gate or dresidual; kPacks, kThreads)
-  float* const sums = reinterpret_cast<float*>(rows);  // and in the end (groups_here, d)
+  extern __shared__ float sums[];  // (groups_here, d)
   const Team<kLanes, kPacks> team(p.d);
   const int index = static_cast<int>(threadIdx.x) / kLanes, slots = kThreads / kLanes / groups_here;
   const int slot = index / groups_here, here = index % groups_here;
   const std::int64_t run = blockIdx.x / static_cast<unsigned>(group_tiles),
-                     step = gridDim.x / static_cast<unsigned>(group_tiles) * slots;
+                     runs = gridDim.x / static_cast<unsigned>(group_tiles);
   const int g = static_cast<int>(blockIdx.x % static_cast<unsigned>(group_tiles)) * groups_here + here;
-  const bool works = slot < slots && g < p.groups, reads_third = kGated || p.dresidual.data;
+  const bool works = slot < slots && g < p.groups;
   const float* const weight = p.weight(works ? g : 0);
-  struct Token {
-    std::uint32_t i, j;
-  };
-  const auto token_at = [&](std::int64_t at) {
-    const std::uint32_t token = static_cast<std::uint32_t>(at), i = token / static_cast<std::uint32_t>(p.t);
-    return Token{i, token - i * static_cast<std::uint32_t>(p.t)};
-  };
-  const auto copied = [&](int stage, int tensor, int n) -> Packed& {
-    return rows[((stage * 3 + tensor) * kPacks + n) * kThreads + static_cast<int>(threadIdx.x)];
-  };
-  const auto fetch = [&](std::int64_t at, int stage) {
-    if (works && at < tokens) {
-      const Token token = token_at(at);
-      const auto copy = [&](int tensor, const bfloat16* row) {
-#pragma unroll
-        for (int n = 0; n < kPacks; ++n)
-          if (team.has(n))
-            __pipeline_memcpy_async(&copied(stage, tensor, n), row + team.column(n), sizeof(Packed));
-      };
-      copy(0, p.x(token.i, token.j, g)), copy(1, p.dy(token.i, token.j, g));
-      if (reads_third) copy(2, (kGated ? p.gate : p.dresidual)(token.i, token.j, g));
-    }
-    __pipeline_commit();
-  };
+  const float one_over_d = 1 / static_cast<float>(p.d);
   float dweight[kPacks][kPack] = {};
-  int stage = 0;
-  fetch(run * slots + slot, stage);
-  for (std::int64_t begin = run * slots; begin < tokens; begin += step, stage ^= 1) {
+  int turn = 0;
+  for (std::int64_t begin = run * slots; begin < tokens; begin += runs * slots) {
     const std::int64_t mine = begin + slot;
-    fetch(mine + step, stage ^ 1);
-    __pipeline_wait_prior(1);
+    const bool reads = works && mine < tokens;  // the others take part in the sums
+    const std::uint32_t token = static_cast<std::uint32_t>(reads ? mine : 0);
+    const std::uint32_t i = token / static_cast<std::uint32_t>(p.t),
+                        j = token - i * static_cast<std::uint32_t>(p.t);
+    const int at = reads ? g : 0;
+    Packed x[kPacks], dy[kPacks], z[kPacks];
+    team.read(p.x(i, j, at), x);
+    team.read(p.dy(i, j, at), dy);
+    if constexpr (kGated) team.read(p.gate(i, j, at), z);
+    Packed residual[kPacks] = {};
+    if (!kGated && p.dresidual.data) team.read(p.dresidual(i, j, at), residual);
     float squares = 0, dot = 0;
 #pragma unroll
     for (int n = 0; n < kPacks; ++n) {
       if (!team.has(n)) continue;
-      const Packed x = copied(stage, 0, n), dy = copied(stage, 1, n), z = copied(stage, 2, n);
       const auto w = load_pack<kPack>(weight + team.column(n));
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
-        float v = x[e];
-        if constexpr (kGated) v *= z[e] * sigmoid_for<bfloat16>(z[e]);
+        float v = x[n][e];
+        if constexpr (kGated) v *= z[n][e] * sigmoid_for<bfloat16>(z[n][e]);
         squares += v * v;
-        dot += dy[e] * w[e] * v;
+        dot += dy[n][e] * w[e] * v;
       }
     }
-    const float2 both = team.sum({squares, dot}, stage);
-    const float rstd = rsqrtf(both.x / static_cast<float>(p.d) + p.eps);
-    const float along = both.y * rstd * rstd * rstd / static_cast<float>(p.d);  // rstd^2 mean(u v')
-    if (!works || mine >= tokens) continue;  // but it took part in the sums
-    const Token token = token_at(mine);
-    bfloat16* const dx_row = p.dx(token.i, token.j, g);
+    const float2 both = team.sum({squares, dot}, turn ^= 1);
+    const float rstd = rsqrtf(both.x * one_over_d + p.eps), along = both.y * one_over_d * rstd * rstd * rstd;
+    if (!reads) continue;
 #pragma unroll
     for (int n = 0; n < kPacks; ++n) {
       if (!team.has(n)) continue;
-      const Packed x = copied(stage, 0, n), dy = copied(stage, 1, n), third = copied(stage, 2, n);
       const auto w = load_pack<kPack>(weight + team.column(n));
       float dx[kPack], dgate[kPack];
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
         float silu = 1;
         if constexpr (kGated) {
-          const float z = third[e], s = sigmoid_for<bfloat16>(z);
-          silu = z * s;
-          dgate[e] = x[e] * silu_gradient_for<bfloat16>(z, s);
+          const float s = sigmoid_for<bfloat16>(z[n][e]);
+          silu = z[n][e] * s;
+          dgate[e] = x[n][e] * silu_gradient_for<bfloat16>(z[n][e], s);
         }
-        const float v = x[e] * silu, u = dy[e] * rstd;
-        const float dv = u * w[e] - v * along;
-        dweight[n][e] += u * v;
+        const float v = x[n][e] * silu, scaled = dy[n][e] * rstd;
+        const float dv = scaled * w[e] - v * along;
+        dweight[n][e] += scaled * v;
         if constexpr (kGated) dgate[e] *= dv;
         dx[e] = dv * silu;
       }
       if (p.dresidual.data) {
-        Packed residual = third;
-        if constexpr (kGated) residual = load_pack<kPack>(p.dresidual(token.i, token.j, g) + team.column(n));
+        if constexpr (kGated) residual[n] = load_pack<kPack>(p.dresidual(i, j, g) + team.column(n));
 #pragma unroll
-        for (int e = 0; e < kPack; ++e) dx[e] += residual[e];
+        for (int e = 0; e < kPack; ++e) dx[e] += residual[n][e];
       }
-      store_pack(dx_row + team.column(n), dx);
-      if constexpr (kGated) store_pack(p.dgate(token.i, token.j, g) + team.column(n), dgate);
+      store_pack(p.dx(i, j, g) + team.column(n), dx);
+      if constexpr (kGated) store_pack(p.dgate(i, j, g) + team.column(n), dgate);
     }
   }
-  __syncthreads();
   for (int turn = 0; turn < slots; ++turn) {  // slots add their sums, one after the other
     if (works && slot == turn) {
 #pragma unroll
@@ -245,15 +212,15 @@ struct Teams {
   }
   static void run(const Problem& p, const RmsNormBackward& a, const Stream& stream) {
     constexpr auto op = "rms_norm_backward";
-    constexpr int kBlocks = kSms * kBackwardBlocks<kPacks>;
-    constexpr std::size_t kRows = 2 * 3 * kPacks * kThreads * sizeof(Packed);
+    constexpr int kBlocks = kSms * (kPacks == 1 ? 3 : 2);
     const int groups_here = groups_of_a_block(p.groups), slots = kTeams / groups_here;
     const int group_tiles = (p.groups + groups_here - 1) / groups_here;
     const std::int64_t tokens = p.rows / p.groups, pitch = static_cast<std::int64_t>(p.groups) * p.d;
     const std::int64_t runs =
         std::min<std::int64_t>((tokens + slots - 1) / slots, std::max(1, kBlocks / group_tiles));
     const Workspace<float> partials(runs * pitch, stream, op);
-    launch(op, stream, {runs * group_tiles, kThreads, kRows},
+    launch(op, stream,
+           {runs * group_tiles, kThreads, static_cast<std::size_t>(groups_here * p.d) * sizeof(float)},
            backward<kLanes, kPacks, kGated>, p, groups_here, group_tiles, tokens, partials.data());
     launch_add_partials<float, float>(op, stream, partials.data(), runs, pitch,
                                       {a.dweight.ptr<float>(), pitch, p.d, a.dweight.stride(0), 1});

@@ -68,7 +68,11 @@ __device__ Pack<T, N> load_pack(const T* from) {
 }
 template <class T, int N>
 __device__ void store_pack(T* to, const Compute<T> (&x)[N]) {
-  *reinterpret_cast<Pack<T, N>*>(to) = Pack<T, N>::of(x);
+  const auto pack = Pack<T, N>::of(x);
+  if constexpr (sizeof(pack) == sizeof(uint4))  // or it may become several stores
+    *reinterpret_cast<uint4*>(to) = __builtin_bit_cast(uint4, pack);
+  else
+    *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 template <class T>
 __device__ Compute<T> load(const T* from) {
