@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <set>
 
 #include "core/random.h"
 #include "kernels/attention.h"
@@ -36,6 +38,19 @@ Tensor Buffers::make_tokens(const Shape& shape, std::int64_t count) {
   const Tensor host = context_.empty_host(shape, DType::i32);
   for (std::int64_t i = 0; i < host.numel(); ++i)
     host.ptr<std::int32_t>()[i] = static_cast<std::int32_t>(i * 1'000'003 % count);
+  return to_device(context_, host);
+}
+
+Tensor Buffers::make_text(const Shape& shape, std::int64_t count, std::int64_t& distinct) {
+  const Tensor host = context_.empty_host(shape, DType::i32);
+  const std::uint64_t stream = draw_++;
+  std::set<std::int32_t> words;
+  for (std::int64_t i = 0; i < host.numel(); ++i) {
+    const double rank = std::pow(static_cast<double>(count), uniform(0, stream, static_cast<std::uint64_t>(i)));
+    const auto word = static_cast<std::int32_t>(std::min<double>(rank, static_cast<double>(count))) - 1;
+    words.insert(host.ptr<std::int32_t>()[i] = word);
+  }
+  distinct = static_cast<std::int64_t>(words.size());
   return to_device(context_, host);
 }
 

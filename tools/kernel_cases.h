@@ -25,6 +25,9 @@ class Buffers {
   }
   /// Whole numbers: index times a prime, modulo `count`.
   Tensor make_tokens(const Shape& shape, std::int64_t count);
+  /// Words as often as Zipf's law has them: number k is 1 / (k + 1) as likely as number 0. Says how many
+  /// there are.
+  Tensor make_text(const Shape& shape, std::int64_t count, std::int64_t& distinct);
 
   Tensor reads(const Tensor& x) { return count(x, 1); }
   Tensor writes(const Tensor& x) { return count(x, 1); }

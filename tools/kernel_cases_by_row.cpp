@@ -15,15 +15,19 @@
 
 namespace transmamba {
 
-/// The TransPoint is half way.
-void add_activation_cases(const ModelShapes& m, KernelCases& cases) {
-  const std::int64_t prefix = m.t / 2;
+namespace {
+
+/// RoPE turns the tokens before `prefix`; of a layer that has tokens after it too, k is kept unturned as well.
+void add_qkv_conv_cases(const ModelShapes& m, KernelCases& cases, const std::string& name, std::int64_t prefix) {
   const std::string shape = fmt::format("{}, width {}, RoPE to {}", m.rows(m.channels), m.w, prefix);
-  cases.add("qkv_conv", shape, 0, [=](Buffers& b) {
+  const bool keeps_k = 0 < prefix && prefix < m.t;
+  const auto turned_k = [=](Buffers& b) { return keeps_k ? b.make({m.b, prefix, m.h, m.n}) : Tensor(); };
+  cases.add("qkv_conv" + name, shape, 0, [=](Buffers& b) {
     const Tensor x = b.reads(b.make({m.b, m.t, m.projected}).slice(2, 0, m.channels));
     const Tensor weight = b.reads(b.statistics({m.channels, m.w})),
                  bias = b.reads(b.statistics({m.channels}));
-    const Tensor y = b.writes(b.make({m.b, m.t, m.channels})), k = b.writes(b.make({m.b, prefix, m.h, m.n}));
+    const Tensor y = b.writes(b.make({m.b, m.t, m.channels})), k = turned_k(b);
+    if (k) b.writes(k);
     return KernelCall([=, s = b.context().stream] {
       qkv_conv({.x = x,
                 .weight = weight,
@@ -37,11 +41,12 @@ void add_activation_cases(const ModelShapes& m, KernelCases& cases) {
                s);
     });
   });
-  cases.add("qkv_conv_backward", shape, 0, [=](Buffers& b) {
+  cases.add("qkv_conv_backward" + name, shape, 0, [=](Buffers& b) {
     const Tensor x = b.reads(b.make({m.b, m.t, m.projected}).slice(2, 0, m.channels));
     const Tensor weight = b.reads(b.statistics({m.channels, m.w})),
                  bias = b.reads(b.statistics({m.channels}));
-    const Tensor dy = b.reads(b.make({m.b, m.t, m.channels})), dk = b.reads(b.make({m.b, prefix, m.h, m.n}));
+    const Tensor dy = b.reads(b.make({m.b, m.t, m.channels})), dk = turned_k(b);
+    if (dk) b.reads(dk);
     const Tensor dx = b.writes(b.make({m.b, m.t, m.projected}).slice(2, 0, m.channels));
     const Tensor dweight = b.updates(b.statistics({m.channels, m.w})),
                  dbias = b.updates(b.statistics({m.channels}));
@@ -61,6 +66,15 @@ void add_activation_cases(const ModelShapes& m, KernelCases& cases) {
                         s);
     });
   });
+}
+
+}  // namespace
+
+/// The TransPoint is half way, at 0 and at the end.
+void add_activation_cases(const ModelShapes& m, KernelCases& cases) {
+  add_qkv_conv_cases(m, cases, "", m.t / 2);
+  add_qkv_conv_cases(m, cases, "_ssm", 0);
+  add_qkv_conv_cases(m, cases, "_attention", m.t);
   cases.add("swiglu", m.rows(2 * m.f), 0, [=](Buffers& b) {
     const Tensor x = b.reads(b.make({m.b, m.t, 2 * m.f})), y = b.writes(b.make({m.b, m.t, m.f}));
     return KernelCall([=, s = b.context().stream] { swiglu({.gate_up = x, .y = y}, s); });
@@ -151,6 +165,16 @@ void add_vocabulary_cases(const ModelShapes& m, KernelCases& cases) {
     const Tensor tokens = b.reads(b.make_tokens({m.b, m.t}, m.V)), dweight = b.statistics({m.V, m.d});
     const Tensor dy = b.reads(b.make({m.b, m.t, m.d}));
     b.updates(dweight.slice(0, 0, used));
+    return KernelCall([=, s = b.context().stream] {
+      embedding_backward({.dy = dy, .tokens = tokens, .dweight = dweight}, s);
+    });
+  });
+  // In text a few words are most of the tokens.
+  cases.add("embedding_backward_text", m.rows(m.d) + " of text", 0, [=](Buffers& b) {
+    std::int64_t distinct = 0;
+    const Tensor tokens = b.reads(b.make_text({m.b, m.t}, m.V, distinct)), dweight = b.statistics({m.V, m.d});
+    const Tensor dy = b.reads(b.make({m.b, m.t, m.d}));
+    b.updates(dweight.slice(0, 0, distinct));
     return KernelCall([=, s = b.context().stream] {
       embedding_backward({.dy = dy, .tokens = tokens, .dweight = dweight}, s);
     });

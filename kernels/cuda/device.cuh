@@ -52,7 +52,7 @@ inline Grid thread_each(std::int64_t items) { return {(items + kThreads - 1) / k
 template <class... Parameters, class... Arguments>
 void launch(std::string_view op, const Stream& stream, const Grid& grid, void (*kernel)(Parameters...),
             const Arguments&... arguments) {
-  constexpr std::size_t kWithoutAsking = 48 * 1024;
+  constexpr std::size_t kWithoutAsking = 40 * 1024;  // 48, less what kernels have beside it
   if (grid.blocks == 0) return;
   check(grid.blocks <= std::numeric_limits<int>::max(), op, "grid: {} blocks are more than CUDA can count",
         grid.blocks);

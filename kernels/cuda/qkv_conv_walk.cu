@@ -5,88 +5,86 @@ namespace {
 
 using namespace walk;  // NOLINT
 
-constexpr int kTile = 128;  // threads of a block, at most
-using ForwardRing = Ring<2, kTile>;
+constexpr int kBlocks = 3;  // at once on a multiprocessor
+using ForwardRing = Ring<1, 4>;
 
-__global__ void __launch_bounds__(kTile, 4)
+__global__ void __launch_bounds__(kTileThreads, kBlocks)
     forward(const __grid_constant__ Problem p, const __grid_constant__ Strided<bfloat16> y,
             const __grid_constant__ Strided<bfloat16> k_rotated) {
   extern __shared__ __align__(16) char shared[];
-  const ForwardRing ring(shared);
   const Place at(p);
-  const Angles angles(p, shared + ForwardRing::kBytes);
-  const bfloat16 *x_a = p.x(at.i, at.begin) + at.a, *x_b = p.x(at.i, at.begin) + at.b;
-  const auto fetch = [&](std::int64_t time, int group) {
-    const auto each = [&](int m) {
-      ring.fetch(group, m, 0, x_a), ring.fetch(group, m, 1, x_b);
-      x_a += p.x.stride[1], x_b += p.x.stride[1];
-    };
-    for_each_token(at.any ? at.end - time : 0, each);
+  ForwardRing ring(shared, at);
+  const bfloat16* x = p.x(at.i, at.begin + ring.row) + at.first + ring.column;
+  const auto fetch = [&](int time, int stage) {
+    if (at.any) ring.fetch(stage, 0, x, p.x.stride[1], at.count - time);
     __pipeline_commit();
   };
-  fetch(at.begin, 0);
-  const int channel_a = at.any ? at.a : 0, channel_b = at.any ? at.b : 0;
-  Channels a(p, at.i, at.begin, channel_a), b(p, at.i, at.begin, channel_b);
-  const int pair = at.pair(p), half = p.n / 2, head = at.a / p.n - p.qk / 2 / p.n;
-  const bool keeps_k = at.is_k && k_rotated.data;
-  bfloat16* row = y(at.i, at.begin);
-  const auto compute = [&](std::int64_t time, int group, const float* table, auto all) {
-    constexpr bool whole = decltype(all)::value;
+  for (int ahead = 0; ahead < ForwardRing::kAhead; ++ahead) fetch(ahead * kGroup, ahead);
+  Angles angles(p, at, shared + ForwardRing::kBytes);
+  Channels a(p, at, at.first + at.a), b(p, at, at.first + at.b);
+  const bool keeps_k = at.rotated > 0 && at.is_k && k_rotated.data;
+  bfloat16* row = y(at.i, at.begin) + at.first;
+  bfloat16* k_row = nullptr;
+  if (keeps_k)
+    k_row = k_rotated(at.i, at.begin, (at.first + at.a - p.qk / 2) / p.n) + at.a % p.n - at.a;
+  const auto compute = [&](int time, auto is_whole, auto turn) {
+    constexpr bool whole = decltype(is_whole)::value;
+    constexpr Turn kTurn = decltype(turn)::value;
 #pragma unroll
     for (int m = 0; m < kGroup; ++m) {
-      if (!whole && time + m >= at.end) break;
-      a.take(kBefore + m, *ring.at(group, m, 0)), b.take(kBefore + m, *ring.at(group, m, 1));
+      if (!whole && time + m >= at.count) break;
+      a.take(m, ring.read(m, 0, at.a)), b.take(m, ring.read(m, 0, at.b));
       float u[kPack], v[kPack];
 #pragma unroll
       for (int e = 0; e < kPack; ++e) {
-        const float left = a.pre(m, e), right = b.pre(m, e);
-        u[e] = left * sigmoid_for<bfloat16>(left), v[e] = right * sigmoid_for<bfloat16>(right);
+        const float of_a = a.pre(m, e), of_b = b.pre(m, e);
+        u[e] = of_a * sigmoid_for<bfloat16>(of_a), v[e] = of_b * sigmoid_for<bfloat16>(of_b);
       }
-      bfloat16* const to = row + m * y.stride[1];
-      bfloat16 *to_a = to + at.a, *to_b = to + at.b;
-      if (at.turns && time + m < p.rotated) {
-        if (keeps_k) {
-          store_pack(to_a, u), store_pack(to_b, v);
-          to_a = k_rotated(at.i, time + m, head) + pair, to_b = to_a + half;
-        }
-        const auto cosine = load_pack<kPack>(table + m * p.n),
-                   sine = load_pack<kPack>(table + m * p.n + half);
+      const auto put = [&](bfloat16* to) { store_pack(to + at.a, u), store_pack(to + at.b, v); };
+      const auto turned = [&] {
 #pragma unroll
         for (int e = 0; e < kPack; ++e) {
-          const float left = u[e], right = v[e];
-          u[e] = left * cosine[e] - right * sine[e], v[e] = right * cosine[e] + left * sine[e];
+          const float left = u[e], right = v[e], c = angles.cosine[e], s = angles.sine[e];
+          u[e] = left * c - right * s, v[e] = right * c + left * s;
         }
-      }
-      store_pack(to_a, u), store_pack(to_b, v);
+        angles.step();
+      };
+      const bool turns = kTurn == Turn::some ? time + m < at.rotated : kTurn != Turn::none;
+      const bool kept = kTurn == Turn::some ? turns && keeps_k : kTurn == Turn::kept;
+      if (kept) put(row + m * y.stride[1]);
+      if (turns) turned();
+      put(kept ? k_row + m * k_rotated.stride[1] : row + m * y.stride[1]);
     }
     row += kGroup * y.stride[1];
-    a.next_group(), b.next_group();
+    if (kTurn == Turn::some || kTurn == Turn::kept) k_row += kGroup * k_rotated.stride[1];
   };
-  int group = 0;
-  for (std::int64_t chunk = at.begin; chunk < at.end; chunk += kChunk) {
-    if (at.block_turns && chunk < p.rotated) angles.fill(p, chunk, at.end);
+  for (int time = 0; time < at.count; time += kGroup, ring.advance()) {
+    ring.wait();
+    fetch(time + ForwardRing::kAhead * kGroup, ring.next());
     if (!at.any) continue;
-    const float* table = angles.table + pair;
-    for (std::int64_t time = chunk; time < min(at.end, chunk + kChunk); time += kGroup, group ^= 1) {
-      fetch(time + kGroup, group ^ 1);
-      __pipeline_wait_prior(1);
-      if (time + kGroup <= at.end)
-        compute(time, group, table, std::true_type{});
-      else
-        compute(time, group, table, std::false_type{});
-      table += kGroup * p.n;
-    }
+    const bool turns = time < at.rotated;
+    if (turns && time % kChunk == 0) angles.start(p.position + at.begin + time);
+    if (time + kGroup > at.count || (turns && time + kGroup > at.rotated))
+      compute(time, std::false_type{}, std::integral_constant<Turn, Turn::some>{});
+    else if (!turns)
+      compute(time, std::true_type{}, std::integral_constant<Turn, Turn::none>{});
+    else if (keeps_k)
+      compute(time, std::true_type{}, std::integral_constant<Turn, Turn::kept>{});
+    else
+      compute(time, std::true_type{}, std::integral_constant<Turn, Turn::all>{});
   }
 }
 
 }  // namespace
 
-bool can_walk(const QkvConv& a) { return fits(a) && in_packs(a.y, 4) && in_packs(a.k_rotated, 4); }
+bool can_walk(const QkvConv& a) {
+  return fits(a) && in_packs(a.y, kPack) && in_packs(a.k_rotated, kPack);
+}
 
 void qkv_conv_walk(const QkvConv& a, const Stream& stream) {
-  Problem p(a, run_length(a.x, 256));
-  const Grid grid = p.cut(a.x.dim(0), kTile, ForwardRing::kBytes);
-  launch("qkv_conv", stream, grid, forward, p, strided<bfloat16>(a.y), strided<bfloat16>(a.k_rotated));
+  const Problem p(a, kBlocks);
+  launch("qkv_conv", stream, p.grid<ForwardRing>(a.x.dim(0)), forward, p, strided<bfloat16>(a.y),
+         strided<bfloat16>(a.k_rotated));
 }
 
 }  // namespace transmamba::cuda

@@ -1,10 +1,11 @@
-// A thread owns four channels, and for RoPE those half a head further, and walks a run of tokens with the
-// window of the convolution in registers: everything is read once. What it reads comes through shared memory,
-// a group of tokens ahead. A block's threads share a run, and the sines and cosines of its tokens, a chunk at
-// a time.
+// A block owns a tile of channels, in whole heads, and walks a run of tokens: groups of them come through a ring
+// in shared memory while earlier ones are worked on. A thread owns kPack channels, and for RoPE those half a
+// head further, with the window of the convolution in registers: everything is read once.
 #pragma once
 
 #include <cuda_pipeline_primitives.h>
+
+#include <cmath>
 
 #include "kernels/cuda/partials.cuh"
 #include "kernels/cuda/qkv_conv.cuh"
@@ -13,10 +14,16 @@
 namespace transmamba::cuda::walk {
 
 constexpr int kWidth = 4, kBefore = kWidth - 1;  // of the convolution
-constexpr int kGroup = 4;                        // tokens read at a time
-constexpr int kChunk = 32;                       // tokens whose angles are there at a time
-constexpr int kPack = 4;                         // channels that follow each other
+constexpr int kGroup = 4;                        // tokens that come together, and slots of a window of them
+constexpr int kChunk = 32;                       // tokens after which angles are taken anew
+constexpr int kPack = 2;                         // channels that follow each other
+constexpr int kCopy = 8;                         // channels that are copied together
+constexpr int kTile = 768;                       // channels of a block, at most
+constexpr int kTileThreads = kTile / (2 * kPack);
+// Multiprocessors of a Hopper GPU, which work is cut for on any GPU: runs are part of the result's bits.
+constexpr int kSms = 132;
 using Packed = Pack<bfloat16, kPack>;
+static_assert(kGroup == kWidth);
 
 struct Problem {
   Strided<const bfloat16> x, halo;
@@ -24,176 +31,197 @@ struct Problem {
   std::int64_t weight_pitch;
   std::int64_t t, length, runs;  // of a sequence
   std::int64_t rotated, position;
-  double theta;
-  int c, qk, n;  // q and k together have `qk` channels
-  int tiles;     // blocks a run
+  double fall;                        // a pair's frequency is 2^-fall times that of the pair before
+  int c, qk, n;                       // q and k together have `qk` channels
+  int turning, tiles;                 // tiles of q and k, and of all channels
+  int turning_width, straight_width;  // channels of a tile of q and k, and of one of v
 
+  /// `blocks` are at once on a multiprocessor: one wave of them, each with a run long enough for what it reads
+  /// twice not to count.
   template <class Arguments>
-  Problem(const Arguments& a, std::int64_t run_length)
+  Problem(const Arguments& a, int blocks)
       : x(strided<const bfloat16>(a.x)),
         halo(strided<const bfloat16>(a.halo)),
         weight(a.weight.template ptr<float>()),
         bias(a.bias.template ptr<float>()),
         weight_pitch(a.weight.stride(0)),
         t(a.x.dim(1)),
-        length(run_length),
-        runs(std::max<std::int64_t>(1, (t + length - 1) / length)),
         rotated(a.rotated),
         position(a.position),
-        theta(a.theta),
+        fall(std::log2(a.theta) / static_cast<double>(a.qk_width / 2)),
         c(static_cast<int>(a.x.dim(2))),
         qk(static_cast<int>(2 * a.heads * a.qk_width)),
-        n(static_cast<int>(a.qk_width)),
-        tiles(0) {}
-  /// Every channel has a thread, and threads own 2 * kPack of them. Blocks have `tile` of them at most;
-  /// `rings` is bytes of shared memory.
-  Grid cut(std::int64_t b, int tile, std::size_t rings) {
-    const int threads = c / (2 * kPack);
-    tiles = (threads + tile - 1) / tile;
-    const int block = ((threads + tiles - 1) / tiles + kWarp - 1) / kWarp * kWarp;
-    const std::size_t angles = rotated > 0 ? kChunk * n * sizeof(float) + n / 2 * sizeof(double) : 0;
-    return {b * runs * tiles, block, rings + angles};
+        n(static_cast<int>(a.qk_width)) {
+    const auto cut = [](std::int64_t size, std::int64_t pieces) { return (size + pieces - 1) / pieces; };
+    const std::int64_t heads = 2 * a.heads, v = (c - qk) / kCopy;
+    turning = static_cast<int>(cut(heads, kTile / n));
+    const std::int64_t straight = cut(v, kTile / kCopy);
+    tiles = turning + static_cast<int>(straight);
+    turning_width = static_cast<int>(cut(heads, turning) * n);
+    straight_width = straight > 0 ? static_cast<int>(cut(v, straight) * kCopy) : 0;
+    const std::int64_t most = std::max<std::int64_t>(1, blocks * kSms / (tiles * a.x.dim(0)));
+    length = std::max<std::int64_t>(kChunk, cut(cut(t, most), kGroup) * kGroup);
+    runs = std::max<std::int64_t>(1, cut(t, length));
+  }
+  template <class Ring>
+  Grid grid(std::int64_t b) const {
+    const int threads = std::max(turning_width, straight_width) / (2 * kPack);
+    const std::size_t frequencies = rotated > 0 ? static_cast<std::size_t>(n / 2) * sizeof(double) : 0;
+    return {tiles * b * runs, (threads + kWarp - 1) / kWarp * kWarp, Ring::kBytes + frequencies};
   }
 };
 
-/// What this thread reads of two groups of tokens, one of them on its way. Nobody else sees it.
-template <int kStreams, int kTile>
-struct Ring {
-  static constexpr std::size_t kBytes = 2 * kGroup * kStreams * kTile * sizeof(Packed);
-  Packed* first;
-  __device__ explicit Ring(char* shared) : first(reinterpret_cast<Packed*>(shared) + threadIdx.x) {}
-  __device__ Packed* at(int group, int m, int stream) const {
-    return first + ((group * kGroup + m) * kStreams + stream) * kTile;
-  }
-  __device__ void fetch(int group, int m, int stream, const bfloat16* from) const {
-    __pipeline_memcpy_async(at(group, m, stream), from, sizeof(Packed));
-  }
-};
-
-/// What a block and a thread work on: channels [a, a + kPack) and [b, b + kPack) of tokens [begin, end).
+/// What a block and a thread work on: channels [a, a + kPack) and [b, b + kPack) of `count` tokens. Tokens are
+/// counted from the run's first.
 struct Place {
-  std::int64_t i, run, begin, end;
-  int a, b;
-  bool any, turns, block_turns;  // whether there are channels, and RoPE turns them, or any of the block's
-  bool is_k;
+  std::int64_t i, row, begin;         // `row` counts runs of all sequences
+  int count, sequence_end, rotated;   // tokens of the run, of what is left of the sequence, of those RoPE turns
+  int first, width;                   // channels of the block
+  int a, b;                           // of the thread, from `first`
+  bool any, is_k;                     // whether there are some, and they are of k
 
   __device__ explicit Place(const Problem& p) {
-    const int tile = static_cast<int>(blockIdx.x % static_cast<unsigned>(p.tiles));
-    const std::int64_t row = blockIdx.x / static_cast<unsigned>(p.tiles);
-    i = row / p.runs, run = row % p.runs;
-    begin = run * p.length, end = min(p.t, begin + p.length);
-    const int first = tile * static_cast<int>(blockDim.x), unit = first + static_cast<int>(threadIdx.x);
-    const int turning = p.qk / (2 * kPack), per_head = p.n / (2 * kPack);
-    any = unit < p.c / (2 * kPack);
-    turns = unit < turning && p.rotated > begin;
-    block_turns = first < turning && p.rotated > begin;
-    if (unit < turning) {
-      a = unit / per_head * p.n + unit % per_head * kPack;
-      b = a + p.n / 2;
-    } else {
-      a = p.qk + (unit - turning) * kPack;
-      b = a + (p.c - p.qk) / 2;
-    }
-    is_k = unit < turning && a >= p.qk / 2;
+    const unsigned rows = gridDim.x / static_cast<unsigned>(p.tiles);
+    const int tile = static_cast<int>(blockIdx.x / rows), straight = tile - p.turning;
+    row = blockIdx.x % rows;
+    i = row / p.runs;
+    // Blocks of one multiprocessor are some tiles apart. Not all of them are to have tokens that RoPE turns.
+    const std::int64_t run = (row + tile * p.runs / p.tiles) % p.runs;
+    row = i * p.runs + run, begin = run * p.length;
+    sequence_end = static_cast<int>(p.t - begin);
+    count = static_cast<int>(min(p.length, p.t - begin));
+    const bool is_v = straight >= 0;
+    first = is_v ? p.qk + straight * p.straight_width : tile * p.turning_width;
+    width = is_v ? min(p.straight_width, p.c - first) : min(p.turning_width, p.qk - first);
+    const int span = is_v ? width : p.n, units = span / (2 * kPack), unit = static_cast<int>(threadIdx.x);
+    any = unit < width / (2 * kPack);
+    a = any ? unit / units * span + unit % units * kPack : 0;
+    b = a + span / 2;
+    rotated = is_v ? 0 : static_cast<int>(max(p.rotated - begin, std::int64_t{0}));
+    is_k = !is_v && first + a >= p.qk / 2;
   }
-  /// Where this thread's pair begins in a head.
-  __device__ int pair(const Problem& p) const { return a % p.n; }
 };
 
-/// Sines and cosines of up to kChunk tokens, in shared memory: (token, 2, n / 2).
+/// Groups of tokens in shared memory, kAhead of them on their way.
+template <int kStreams, int kStages>
+struct Ring {
+  static constexpr int kToken = kStreams * kTile, kAhead = kStages - 1;
+  static constexpr std::size_t kBytes = sizeof(bfloat16) * kStages * kGroup * kToken;
+  static constexpr int kRows = kCopy / (2 * kPack);  // tokens that the block's threads copy at once
+  bfloat16 *slots, *copied;
+  int stage = 0;    // that is worked on
+  int row, column;  // what this thread copies: every kRows-th token's channels [column, column + kCopy)
+
+  __device__ Ring(char* shared, const Place& at) : slots(reinterpret_cast<bfloat16*>(shared)) {
+    const int columns = at.width / kCopy, unit = static_cast<int>(threadIdx.x);
+    row = unit / columns, column = unit % columns * kCopy;
+    copied = slots + row * kToken + column;
+  }
+  __device__ Packed read(int m, int stream, int channel) const {
+    return load_pack<kPack>(static_cast<const bfloat16*>(slots) + stage * kGroup * kToken + channel +
+                            m * kToken + stream * kTile);
+  }
+  /// The next of this thread's tokens of a stream into stage `to`; `left` tokens are left.
+  __device__ void fetch(int to, int stream, const bfloat16*& from, std::int64_t stride, int left) const {
+    bfloat16* const slot = copied + to * kGroup * kToken;
+#pragma unroll
+    for (int m = 0; m < kGroup; m += kRows, from += kRows * stride)
+      if (m + row < left)
+        __pipeline_memcpy_async(slot + m * kToken + stream * kTile, from, kCopy * sizeof(bfloat16));
+  }
+  /// Waits for the oldest group; afterwards the stage that `next` returns is free. The whole block calls them.
+  __device__ void wait() const {
+    __pipeline_wait_prior(kAhead - 1);
+    __syncthreads();
+  }
+  __device__ int next() const { return stage > 0 ? stage - 1 : kAhead; }
+  __device__ void advance() { stage = stage < kAhead ? stage + 1 : 0; }
+};
+
+/// Sines and cosines of a thread's pairs, of one token after the other. A step is a rotation; every kChunk
+/// tokens they are taken anew, so that their error stays below 1e-5.
 struct Angles {
-  double* frequencies;
-  float* table;
+  const double* frequencies;  // turns a token, of the block's pairs, in shared memory
+  float cosine[kPack], sine[kPack], step_cosine[kPack], step_sine[kPack];
 
-  __device__ Angles(const Problem& p, char* shared) : frequencies(reinterpret_cast<double*>(shared)) {
+  /// The whole block calls this.
+  __device__ Angles(const Problem& p, const Place& at, char* shared) {
+    if (at.rotated == 0) return;
+    double* const all = reinterpret_cast<double*>(shared);
+    frequencies = all + at.a % p.n;
     const int half = p.n / 2;
-    table = reinterpret_cast<float*>(frequencies + half);
-    if (p.rotated == 0) return;
     for (int k = static_cast<int>(threadIdx.x); k < half; k += static_cast<int>(blockDim.x))
-      frequencies[k] = pow(p.theta, -static_cast<double>(k) / half) * 0.15915494309189535;  // 1 / (2 pi)
-  }
-  /// Of tokens before `end` that are rotated. The whole block calls this; what it wrote before is gone. Whole
-  /// turns are taken out in float64: positions are large.
-  __device__ void fill(const Problem& p, std::int64_t begin, std::int64_t end) const {
+      all[k] = exp2(-k * p.fall) * 0.15915494309189535;  // 1 / (2 pi)
     __syncthreads();
-    const int half = p.n / 2,
-              tokens = static_cast<int>(min(std::int64_t{kChunk}, min(end, p.rotated) - begin));
-    for (int e = static_cast<int>(threadIdx.x); e < tokens * half; e += static_cast<int>(blockDim.x)) {
-      const int token = e / half, k = e % half;
-      const double turns = static_cast<double>(p.position + begin + token) * frequencies[k];
-      float sine, cosine;
-      sincospif(static_cast<float>(2 * (turns - rint(turns))), &sine, &cosine);
-      table[token * p.n + k] = cosine;
-      table[token * p.n + half + k] = sine;
-    }
-    __syncthreads();
+    for (int e = 0; e < kPack; ++e) take(1, e, step_cosine, step_sine);
   }
-};
-
-/// The channels [at, at + kPack) of input `time`, which may lie before the first token.
-__device__ inline Packed input(const Problem& p, std::int64_t i, std::int64_t time, int at) {
-  if (time >= 0) return load_pack<kPack>(p.x(i, time) + at);
-  if (p.halo.data) return load_pack<kPack>(p.halo(i, kBefore + time) + at);
-  return {};
-}
-
-/// Four channels' weights, and the last inputs.
-struct Channels {
-  float weight[kPack][kWidth], bias[kPack], x[kBefore + kGroup][kPack];
-
-  __device__ Channels(const Problem& p, std::int64_t i, std::int64_t begin, int at) {
+  __device__ void start(std::int64_t position) {
+#pragma unroll
+    for (int e = 0; e < kPack; ++e) take(static_cast<double>(position), e, cosine, sine);
+  }
+  __device__ void step() {
 #pragma unroll
     for (int e = 0; e < kPack; ++e) {
-      const auto row = load_pack<kWidth>(p.weight + (at + e) * p.weight_pitch);
-      bias[e] = p.bias[at + e];
+      const float c = cosine[e], s = sine[e];
+      cosine[e] = c * step_cosine[e] - s * step_sine[e];
+      sine[e] = s * step_cosine[e] + c * step_sine[e];
+    }
+  }
+
+ private:
+  /// Whole turns are taken out in float64: positions are large.
+  __device__ void take(double tokens, int e, float (&c)[kPack], float (&s)[kPack]) const {
+    const double turns = tokens * frequencies[e];
+    sincospif(static_cast<float>(2 * (turns - rint(turns))), &s[e], &c[e]);
+  }
+};
+
+/// kPack channels' weights, and the last inputs: that of token m of a group is in slot m.
+struct Channels {
+  float weight[kPack][kWidth], bias[kPack], x[kGroup][kPack];
+
+  __device__ Channels(const Problem& p, const Place& at, int channel) {
+#pragma unroll
+    for (int e = 0; e < kPack; ++e) {
+      const auto row = load_pack<kWidth>(p.weight + (channel + e) * p.weight_pitch);
+      bias[e] = p.bias[channel + e];
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) weight[e][j] = row[j];
     }
 #pragma unroll
-    for (int j = 0; j < kBefore; ++j) take(j, input(p, i, begin - kBefore + j, at));
+    for (int j = 0; j < kBefore; ++j) {
+      const std::int64_t time = at.begin - kBefore + j;
+      Packed input = {};
+      if (time >= 0)
+        input = load_pack<kPack>(p.x(at.i, time) + channel);
+      else if (p.halo.data)
+        input = load_pack<kPack>(p.halo(at.i, kBefore + time) + channel);
+      take(1 + j, input);
+    }
   }
   __device__ void take(int slot, const Packed& pack) {
 #pragma unroll
     for (int e = 0; e < kPack; ++e) x[slot][e] = pack[e];
   }
-  /// The pre-activation of token m of the group.
+  /// The input of window place j for token m.
+  __device__ float input(int m, int j, int e) const { return x[(m + 1 + j) % kGroup][e]; }
+  /// The pre-activation of token m.
   __device__ float pre(int m, int e) const {
     float sum = bias[e];
 #pragma unroll
-    for (int j = 0; j < kWidth; ++j) sum += weight[e][j] * x[m + j][e];
+    for (int j = 0; j < kWidth; ++j) sum += weight[e][j] * input(m, j, e);
     return sum;
-  }
-  __device__ void next_group() {
-#pragma unroll
-    for (int j = 0; j < kBefore; ++j)
-#pragma unroll
-      for (int e = 0; e < kPack; ++e) x[j][e] = x[kGroup + j][e];
   }
 };
 
-/// f(m) for the tokens of a group, of which `left` are left.
-template <class F>
-__device__ void for_each_token(std::int64_t left, F&& f) {
-  if (left >= kGroup) {
-#pragma unroll
-    for (int m = 0; m < kGroup; ++m) f(m);
-  } else {
-#pragma unroll
-    for (int m = 0; m < kGroup - 1; ++m)
-      if (m < left) f(m);
-  }
-}
-
-/// Tokens of a run: chunks enough for about `runs` of them.
-inline std::int64_t run_length(const ConstView& x, std::int64_t runs) {
-  return kChunk * std::max<std::int64_t>(1, x.dim(0) * x.dim(1) / (runs * kChunk));
-}
+/// What RoPE does to a group of tokens, where that is known when the kernel is compiled.
+enum class Turn { none, all, kept, some };  // kept: k stays, its turned copy is another tensor
 
 template <class Arguments>
 bool fits(const Arguments& a) {
   const std::int64_t n = a.qk_width, v = a.x.dim(2) - 2 * a.heads * n;
   return a.x.dtype() == DType::bf16 && a.weight.dim(1) == kWidth && n % 8 == 0 && v % 8 == 0 && n <= 512 &&
-         a.x.dim(2) < 1 << 24 && in_packs(a.x, kPack) && in_packs(a.halo, kPack) &&
+         n > 0 && a.x.dim(1) < 1 << 30 && a.x.dim(2) < 1 << 24 && in_packs(a.x, kCopy) && in_packs(a.halo, kPack) &&
          in_packs(a.weight, kWidth);
 }
 

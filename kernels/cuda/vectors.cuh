@@ -68,7 +68,11 @@ __device__ Pack<T, N> load_pack(const T* from) {
 }
 template <class T, int N>
 __device__ void store_pack(T* to, const Compute<T> (&x)[N]) {
-  *reinterpret_cast<Pack<T, N>*>(to) = Pack<T, N>::of(x);
+  const auto pack = Pack<T, N>::of(x);
+  if constexpr (sizeof(pack) == sizeof(uint4))  // or it may become several stores
+    *reinterpret_cast<uint4*>(to) = __builtin_bit_cast(uint4, pack);
+  else
+    *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 template <class T>
 __device__ Compute<T> load(const T* from) {
@@ -120,7 +124,10 @@ __device__ Compute<T> sigmoid_for(Compute<T> x) {
 }
 template <class T>
 __device__ Compute<T> silu_gradient_for(Compute<T> x, Compute<T> sigmoid_of_x) {
-  return sigmoid_of_x * (1 + x * (1 - sigmoid_of_x));
+  if constexpr (std::is_same_v<T, bfloat16>)  // s + x s (1 - s), in two instructions
+    return fmaf(x, fmaf(-sigmoid_of_x, sigmoid_of_x, sigmoid_of_x), sigmoid_of_x);
+  else
+    return sigmoid_of_x * (1 + x * (1 - sigmoid_of_x));
 }
 
 }  // namespace transmamba::cuda
