@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 CHUNK = 64
@@ -66,8 +67,13 @@ def rope(x, theta):
 
 
 def attention(q, k, v):
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    """PyTorch's fused kernels have one width: the narrower operands get columns of zeros, which change nothing. Without
+    them PyTorch would take float32 throughout, which nobody trains with."""
+    n, p = q.shape[-1], v.shape[-1]
+    q, k, v = (F.pad(x, (0, max(n, p) - x.shape[-1])).transpose(1, 2) for x in (q, k, v))
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=n**-0.5)
+    return y.transpose(1, 2)[..., :p]
 
 
 def chunks(*tensors):
