@@ -5,7 +5,7 @@ namespace {
 
 using namespace walk;  // NOLINT
 
-constexpr int kBlocks = 3;  // at once on a multiprocessor
+constexpr int kBlocks = 4;  // at once on a multiprocessor
 using ForwardRing = Ring<1, 4>;
 
 __global__ void __launch_bounds__(kTileThreads, kBlocks)
