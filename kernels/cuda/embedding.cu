@@ -86,27 +86,19 @@ __global__ void __launch_bounds__(kGroupers)
   const int begin = static_cast<int>(min(slice * length, static_cast<std::int64_t>(count)));
   const int end = static_cast<int>(min(begin + length, static_cast<std::int64_t>(count)));
   const int first_word = shard.begin + first_row, rows = min(kRange, shard.rows - first_row);
-  // f(place in (b, t), token, whether there is one), a lane a token; kAhead of them are asked for at once.
+  // f(place in (b, t), token, whether there is one), a lane a token.
   const auto for_slice = [&](auto&& f) {
-    constexpr int kAhead = 8;
     int j = (begin + lane) % t;
     const std::int32_t* from = tokens((begin + lane) / t, j);
     const int more = kWarp % t;
     const std::int64_t step = kWarp / t * tokens.stride[0] + more * tokens.stride[1],
                        wrap = tokens.stride[0] - t * tokens.stride[1];
-    for (int tile = begin; tile < end; tile += kAhead * kWarp) {
-      std::int32_t ahead[kAhead];
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) {
-        ahead[n] = tile + n * kWarp + lane < end ? *from : 0;
-        from += step, j += more;
-        if (j >= t) j -= t, from += wrap;
-      }
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) {
-        const int at = tile + n * kWarp;
-        if (at < end) f(at + lane, ahead[n], at + lane < end);
-      }
+#pragma unroll 4
+    for (int tile = begin; tile < end; tile += kWarp) {
+      const bool there = tile + lane < end;
+      f(tile + lane, there ? *from : 0, there);
+      from += step, j += more;
+      if (j >= t) j -= t, from += wrap;
     }
   };
   const auto nearest = [&](std::int32_t token) { return min(max(token, 0), shard.size - 1); };
