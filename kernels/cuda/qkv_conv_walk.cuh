@@ -75,11 +75,11 @@ struct Problem {
 /// are counted from the run's first.
 struct Place {
   std::int64_t i, row, begin;  // `row` counts runs of all sequences
-  int count, sequence_end,
-      rotated;       // tokens of the run, of what is left of the sequence, of those RoPE turns
-  int first, width;  // channels of the block
-  int a, b;          // of the thread, from `first`
-  bool any, is_k;    // whether there are some, and they are of k
+  int count, sequence_end;     // tokens of the run, and of what is left of the sequence
+  int rotated;                 // tokens that RoPE turns, in that
+  int first, width;            // channels of the block
+  int a, b;                    // of the thread, from `first`
+  bool any, is_k;              // whether there are some, and they are of k
 
   __device__ explicit Place(const Problem& p) {
     const unsigned rows = gridDim.x / static_cast<unsigned>(p.tiles);
