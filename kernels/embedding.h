@@ -20,8 +20,8 @@ struct Embedding {
 TRANSMAMBA_KERNEL(embedding, Embedding);
 
 /// dweight (S) [tokens[b, t] - vocab_begin] += dy[b, t] (T), in order of (b, t); tokens of other shards add
-/// nothing. A token outside [0, vocab_size) is an Error (CPU), or makes the vocabulary's nearest row of
-/// dweight NaN (CUDA).
+/// nothing. CUDA adds each 256 of a word's tokens in their order, and these sums in theirs. A token outside
+/// [0, vocab_size) is an Error (CPU), or makes the vocabulary's nearest row of dweight NaN (CUDA).
 struct EmbeddingBackward {
   ConstView dy;
   ConstView tokens;

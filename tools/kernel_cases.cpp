@@ -46,7 +46,8 @@ Tensor Buffers::make_text(const Shape& shape, std::int64_t count, std::int64_t& 
   const std::uint64_t stream = draw_++;
   std::set<std::int32_t> words;
   for (std::int64_t i = 0; i < host.numel(); ++i) {
-    const double rank = std::pow(static_cast<double>(count), uniform(0, stream, static_cast<std::uint64_t>(i)));
+    const double rank =
+        std::pow(static_cast<double>(count), uniform(0, stream, static_cast<std::uint64_t>(i)));
     const auto word = static_cast<std::int32_t>(std::min<double>(rank, static_cast<double>(count))) - 1;
     words.insert(host.ptr<std::int32_t>()[i] = word);
   }

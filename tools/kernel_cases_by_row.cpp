@@ -17,8 +17,10 @@ namespace transmamba {
 
 namespace {
 
-/// RoPE turns the tokens before `prefix`; of a layer that has tokens after it too, k is kept unturned as well.
-void add_qkv_conv_cases(const ModelShapes& m, KernelCases& cases, const std::string& name, std::int64_t prefix) {
+/// RoPE turns the tokens before `prefix`; of a layer that has tokens after it too, k is kept unturned as
+/// well.
+void add_qkv_conv_cases(const ModelShapes& m, KernelCases& cases, const std::string& name,
+                        std::int64_t prefix) {
   const std::string shape = fmt::format("{}, width {}, RoPE to {}", m.rows(m.channels), m.w, prefix);
   const bool keeps_k = 0 < prefix && prefix < m.t;
   const auto turned_k = [=](Buffers& b) { return keeps_k ? b.make({m.b, prefix, m.h, m.n}) : Tensor(); };
@@ -74,7 +76,7 @@ void add_qkv_conv_cases(const ModelShapes& m, KernelCases& cases, const std::str
 void add_activation_cases(const ModelShapes& m, KernelCases& cases) {
   add_qkv_conv_cases(m, cases, "", m.t / 2);
   add_qkv_conv_cases(m, cases, "_ssm", 0);
-  add_qkv_conv_cases(m, cases, "_attention", m.t);
+  add_qkv_conv_cases(m, cases, "_rope", m.t);
   cases.add("swiglu", m.rows(2 * m.f), 0, [=](Buffers& b) {
     const Tensor x = b.reads(b.make({m.b, m.t, 2 * m.f})), y = b.writes(b.make({m.b, m.t, m.f}));
     return KernelCall([=, s = b.context().stream] { swiglu({.gate_up = x, .y = y}, s); });

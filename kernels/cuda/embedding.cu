@@ -57,8 +57,8 @@ __global__ void gather(Tokens tokens, Strided<const T> weight, Strided<T> y, std
 // ---- The gradient: tokens are grouped by their rows, and each row's are added in their order. A frequent
 // word's are cut into stretches, whose sums are added in order too.
 
-constexpr int kStretch = 256;                    // tokens
-constexpr int kRange = 256;                      // rows of the table that a block groups the tokens of
+constexpr int kStretch = 256;  // tokens
+constexpr int kRange = 256;    // rows of the table that a block groups the tokens of
 constexpr int kGroupers = 1024, kSlices = kGroupers / kWarp;  // threads, and warps, of such a block
 
 /// A token where the grouping has put it: rows follow each other, and within one its tokens do.
@@ -69,8 +69,8 @@ struct alignas(16) Grouped {
   std::int32_t count;   // of them
 };
 
-/// Block k groups the tokens of rows [k * kRange, (k + 1) * kRange): every block reads all tokens, and so knows
-/// where its own go. A warp has a slice of the tokens. The last block also marks what is left over.
+/// Block k groups the tokens of rows [k * kRange, (k + 1) * kRange): every block reads all tokens, and so
+/// knows where its own go. A warp has a slice of the tokens. The last block also marks what is left over.
 __global__ void __launch_bounds__(kGroupers)
     group_tokens(Tokens tokens, int t, int count, Shard shard, Grouped* grouped, std::uint32_t* arrivals,
                  std::int64_t arrival_count) {
@@ -168,9 +168,9 @@ struct Scatter {
   std::int64_t d, warps;  // that have a row's columns
 
   /// One of a row's stretches, kParts quarters from column k on, which begins at place `first`. Lanes hold
-  /// what has been grouped there and after it. Tokens are added in order, with several loads on their way. A row
-  /// of one stretch is done then; of more, the first goes to dweight and the others to `partials`, and the last
-  /// warp to arrive adds those.
+  /// what has been grouped there and after it. Tokens are added in order, with several loads on their way. A
+  /// row of one stretch is done then; of more, the first goes to dweight and the others to `partials`, and
+  /// the last warp to arrive adds those.
   template <int N, int kParts, int kAhead>
   __device__ void add(int first, Grouped mine, std::int64_t k, std::int64_t arrival) const {
     const int lane = static_cast<int>(threadIdx.x % kWarp);
@@ -236,8 +236,8 @@ struct Scatter {
   }
 };
 
-/// A warp a place and kQuarters * kWarp * N columns. A row of few tokens is added by its first one's warp; of more,
-/// the warps of a stretch's first tokens share the columns, with more loads on their way.
+/// A warp a place and kQuarters * kWarp * N columns. A row of few tokens is added by its first one's warp; of
+/// more, the warps of a stretch's first tokens share the columns, with more loads on their way.
 template <int N, class T, class S>
 __global__ void __launch_bounds__(kThreads, 4) scatter_add(const __grid_constant__ Scatter<T, S> a) {
   constexpr int kAhead = sizeof(Pack<T, N>) > 8 ? 8 : 16;

@@ -25,34 +25,25 @@ struct Sums {
   std::int64_t size = 0, columns = 1, row = 0, column = 0;
 };
 
-constexpr int kPartialRows = 32;  // added at a time, at most
-
 /// Adds `count` rows of `partials`, each `pitch` apart, to `out`, and what follows in them to `after`. A
-/// block owns a warp of columns, of which each of its `warps` adds every so many rows.
-template <class P, class T>
+/// block owns a warp of columns; each of its kRows warps adds every kRows-th row.
+template <int kRows, class P, class T>
 __global__ void add_partials(const P* partials, std::int64_t count, std::int64_t pitch, Sums<T> out,
                              Sums<T> after) {
-  constexpr int kAhead = 12;  // rows that a warp asks for before it adds the first
-  __shared__ double sums[kPartialRows][kWarp];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, first = static_cast<int>(threadIdx.x) / kWarp,
-            warps = static_cast<int>(blockDim.x) / kWarp;
+  __shared__ double sums[kRows][kWarp];
+  const unsigned lane = threadIdx.x % kWarp, first = threadIdx.x / kWarp;
   const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kWarp + lane;
   const bool mine = i < out.size + after.size;
   double sum = 0;
   if (mine) {
-    for (std::int64_t begin = first; begin < count; begin += kAhead * warps) {
-      P ahead[kAhead];
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n)
-        ahead[n] = begin + n * warps < count ? partials[(begin + n * warps) * pitch + i] : P(0);
-#pragma unroll
-      for (int n = 0; n < kAhead; ++n) sum += static_cast<double>(ahead[n]);
-    }
+#pragma unroll 8
+    for (std::int64_t row = first; row < count; row += kRows)
+      sum += static_cast<double>(partials[row * pitch + i]);
   }
   sums[first][lane] = sum;
   __syncthreads();
   if (first > 0 || !mine) return;
-  for (int row = 1; row < warps; ++row) sum += sums[row][lane];
+  for (int row = 1; row < kRows; ++row) sum += sums[row][lane];
   const Sums<T>& to = i < out.size ? out : after;
   const std::int64_t at = i < out.size ? i : i - out.size;
   to.data[at / to.columns * to.row + at % to.columns * to.column] += static_cast<T>(sum);
@@ -61,9 +52,14 @@ __global__ void add_partials(const P* partials, std::int64_t count, std::int64_t
 template <class P, class T>
 void launch_add_partials(std::string_view op, const Stream& stream, const P* partials, std::int64_t count,
                          std::int64_t pitch, const Sums<T>& out, const Sums<T>& after = {}) {
-  const int warps = count <= 3 * kPartialRows ? kPartialRows / 4 : kPartialRows;
-  launch(op, stream, {(out.size + after.size + kWarp - 1) / kWarp, warps * kWarp}, add_partials<P, T>,
-         partials, count, pitch, out, after);
+  const auto run = [&](auto rows) {
+    launch(op, stream, {(out.size + after.size + kWarp - 1) / kWarp, rows * kWarp}, add_partials<rows, P, T>,
+           partials, count, pitch, out, after);
+  };
+  if (count <= 96)
+    run(std::integral_constant<int, 8>{});  // more warps would have little to add
+  else
+    run(std::integral_constant<int, 32>{});
 }
 
 }  // namespace transmamba::cuda

@@ -5,7 +5,7 @@ namespace {
 
 using namespace walk;  // NOLINT
 
-constexpr int kBlocks = 2;  // at once on a multiprocessor
+constexpr int kBlocks = 2;        // at once on a multiprocessor
 using BackwardRing = Ring<3, 3>;  // x, dy and dk_rotated
 
 struct Gradients {

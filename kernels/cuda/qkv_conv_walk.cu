@@ -5,7 +5,7 @@ namespace {
 
 using namespace walk;  // NOLINT
 
-constexpr int kBlocks = 3;  // at once on a multiprocessor
+constexpr int kBlocks = 4;  // at once on a multiprocessor
 using ForwardRing = Ring<1, 4>;
 
 __global__ void __launch_bounds__(kTileThreads, kBlocks)
@@ -25,8 +25,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
   const bool keeps_k = at.rotated > 0 && at.is_k && k_rotated.data;
   bfloat16* row = y(at.i, at.begin) + at.first;
   bfloat16* k_row = nullptr;
-  if (keeps_k)
-    k_row = k_rotated(at.i, at.begin, (at.first + at.a - p.qk / 2) / p.n) + at.a % p.n - at.a;
+  if (keeps_k) k_row = k_rotated(at.i, at.begin, (at.first + at.a - p.qk / 2) / p.n) + at.a % p.n - at.a;
   const auto compute = [&](int time, auto is_whole, auto turn) {
     constexpr bool whole = decltype(is_whole)::value;
     constexpr Turn kTurn = decltype(turn)::value;
@@ -77,9 +76,7 @@ __global__ void __launch_bounds__(kTileThreads, kBlocks)
 
 }  // namespace
 
-bool can_walk(const QkvConv& a) {
-  return fits(a) && in_packs(a.y, kPack) && in_packs(a.k_rotated, kPack);
-}
+bool can_walk(const QkvConv& a) { return fits(a) && in_packs(a.y, kPack) && in_packs(a.k_rotated, kPack); }
 
 void qkv_conv_walk(const QkvConv& a, const Stream& stream) {
   const Problem p(a, kBlocks);

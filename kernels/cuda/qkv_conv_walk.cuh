@@ -1,6 +1,6 @@
-// A block owns a tile of channels, in whole heads, and walks a run of tokens: groups of them come through a ring
-// in shared memory while earlier ones are worked on. A thread owns kPack channels, and for RoPE those half a
-// head further, with the window of the convolution in registers: everything is read once.
+// A block owns a tile of channels, in whole heads, and walks a run of tokens: groups of them come through a
+// ring in shared memory while earlier ones are worked on. A thread owns kPack channels, and for RoPE those
+// half a head further, with the window of the convolution in registers: everything is read once.
 #pragma once
 
 #include <cuda_pipeline_primitives.h>
@@ -36,8 +36,8 @@ struct Problem {
   int turning, tiles;                 // tiles of q and k, and of all channels
   int turning_width, straight_width;  // channels of a tile of q and k, and of one of v
 
-  /// `blocks` are at once on a multiprocessor: one wave of them, each with a run long enough for what it reads
-  /// twice not to count.
+  /// `blocks` are at once on a multiprocessor: one wave of them, each with a run long enough for what it
+  /// reads twice not to count.
   template <class Arguments>
   Problem(const Arguments& a, int blocks)
       : x(strided<const bfloat16>(a.x)),
@@ -71,14 +71,15 @@ struct Problem {
   }
 };
 
-/// What a block and a thread work on: channels [a, a + kPack) and [b, b + kPack) of `count` tokens. Tokens are
-/// counted from the run's first.
+/// What a block and a thread work on: channels [a, a + kPack) and [b, b + kPack) of `count` tokens. Tokens
+/// are counted from the run's first.
 struct Place {
-  std::int64_t i, row, begin;         // `row` counts runs of all sequences
-  int count, sequence_end, rotated;   // tokens of the run, of what is left of the sequence, of those RoPE turns
-  int first, width;                   // channels of the block
-  int a, b;                           // of the thread, from `first`
-  bool any, is_k;                     // whether there are some, and they are of k
+  std::int64_t i, row, begin;  // `row` counts runs of all sequences
+  int count, sequence_end;     // tokens of the run, and of what is left of the sequence
+  int rotated;                 // tokens that RoPE turns, in that
+  int first, width;            // channels of the block
+  int a, b;                    // of the thread, from `first`
+  bool any, is_k;              // whether there are some, and they are of k
 
   __device__ explicit Place(const Problem& p) {
     const unsigned rows = gridDim.x / static_cast<unsigned>(p.tiles);
@@ -129,7 +130,8 @@ struct Ring {
       if (m + row < left)
         __pipeline_memcpy_async(slot + m * kToken + stream * kTile, from, kCopy * sizeof(bfloat16));
   }
-  /// Waits for the oldest group; afterwards the stage that `next` returns is free. The whole block calls them.
+  /// Waits for the oldest group; afterwards the stage that `next` returns is free. The whole block calls
+  /// them.
   __device__ void wait() const {
     __pipeline_wait_prior(kAhead - 1);
     __syncthreads();
@@ -221,8 +223,8 @@ template <class Arguments>
 bool fits(const Arguments& a) {
   const std::int64_t n = a.qk_width, v = a.x.dim(2) - 2 * a.heads * n;
   return a.x.dtype() == DType::bf16 && a.weight.dim(1) == kWidth && n % 8 == 0 && v % 8 == 0 && n <= 512 &&
-         n > 0 && a.x.dim(1) < 1 << 30 && a.x.dim(2) < 1 << 24 && in_packs(a.x, kCopy) && in_packs(a.halo, kPack) &&
-         in_packs(a.weight, kWidth);
+         n > 0 && a.x.dim(1) < 1 << 30 && a.x.dim(2) < 1 << 24 && in_packs(a.x, kCopy) &&
+         in_packs(a.halo, kPack) && in_packs(a.weight, kWidth);
 }
 
 }  // namespace transmamba::cuda::walk

@@ -117,7 +117,6 @@ __global__ void __launch_bounds__(kThreads, kPacks == 1 ? 3 : 2)
   const int g = static_cast<int>(blockIdx.x % static_cast<unsigned>(group_tiles)) * groups_here + here;
   const bool works = slot < slots && g < p.groups;
   const float* const weight = p.weight(works ? g : 0);
-  const float one_over_d = 1 / static_cast<float>(p.d);
   float dweight[kPacks][kPack] = {};
   int turn = 0;
   for (std::int64_t begin = run * slots; begin < tokens; begin += runs * slots) {
@@ -132,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, kPacks == 1 ? 3 : 2)
     team.read(p.dy(i, j, at), dy);
     if constexpr (kGated) team.read(p.gate(i, j, at), z);
     Packed residual[kPacks] = {};
-    if (!kGated && p.dresidual.data) team.read(p.dresidual(i, j, at), residual);
+    if (p.dresidual.data) team.read(p.dresidual(i, j, at), residual);
     float squares = 0, dot = 0;
 #pragma unroll
     for (int n = 0; n < kPacks; ++n) {
@@ -147,7 +146,8 @@ __global__ void __launch_bounds__(kThreads, kPacks == 1 ? 3 : 2)
       }
     }
     const float2 both = team.sum({squares, dot}, turn ^= 1);
-    const float rstd = rsqrtf(both.x * one_over_d + p.eps), along = both.y * one_over_d * rstd * rstd * rstd;
+    const float rstd = rsqrtf(both.x / static_cast<float>(p.d) + p.eps);
+    const float mean = both.y * rstd / static_cast<float>(p.d);
     if (!reads) continue;
 #pragma unroll
     for (int n = 0; n < kPacks; ++n) {
@@ -162,16 +162,11 @@ __global__ void __launch_bounds__(kThreads, kPacks == 1 ? 3 : 2)
           silu = z[n][e] * s;
           dgate[e] = x[n][e] * silu_gradient_for<bfloat16>(z[n][e], s);
         }
-        const float v = x[n][e] * silu, scaled = dy[n][e] * rstd;
-        const float dv = scaled * w[e] - v * along;
-        dweight[n][e] += scaled * v;
+        const float normed = x[n][e] * silu * rstd;
+        const float dv = rstd * (dy[n][e] * w[e] - normed * mean);
+        dweight[n][e] += dy[n][e] * normed;
         if constexpr (kGated) dgate[e] *= dv;
-        dx[e] = dv * silu;
-      }
-      if (p.dresidual.data) {
-        if constexpr (kGated) residual[n] = load_pack<kPack>(p.dresidual(i, j, g) + team.column(n));
-#pragma unroll
-        for (int e = 0; e < kPack; ++e) dx[e] += residual[n][e];
+        dx[e] = dv * silu + residual[n][e];
       }
       store_pack(p.dx(i, j, g) + team.column(n), dx);
       if constexpr (kGated) store_pack(p.dgate(i, j, g) + team.column(n), dgate);
