@@ -71,7 +71,8 @@ class Scratch {
 class Watch {
  public:
   virtual ~Watch() = default;
-  /// Called again and again in a wait that has taken `seconds` so far; throws Error where its end cannot come.
+  /// Called again and again in a wait that has taken `seconds` so far; throws Error where its end cannot
+  /// come.
   virtual void look(double seconds) = 0;
 };
 
