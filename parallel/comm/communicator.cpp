@@ -62,8 +62,8 @@ struct Checker {
     expect(x.contiguous(), "{}: expected a contiguous view, got strides {} for {}", name, x.strides(),
            x.shape());
     const bool stays = size == 1 && call.kind == Kind::all_gather;
-    expect(stays || takes_bf16 || x.dtype() != DType::bf16, "{}: expected float32, float64 or int32, got {}", name,
-           x.dtype());
+    expect(stays || takes_bf16 || x.dtype() != DType::bf16, "{}: expected float32, float64 or int32, got {}",
+           name, x.dtype());
   }
   void peer(std::string_view name, int peer) const {
     expect(0 <= peer && peer < size, "{}: expected a rank in [0, {}), got {}", name, size, peer);

@@ -10,12 +10,12 @@
 // group throws an Error that names both calls and where they stand in the source.
 //
 // Buffers are contiguous views of f32, f64 or i32 (sums of i32 wrap; max works for all three), in host
-// memory; over NCCL also of the GPU's memory, and of bf16 (nccl.h). A group of one rank touches a buffer only where a call asks for a copy to another place, so that it
-// takes a GPU's memory and bf16 too where parts are their own part of the whole. Buffers belong to a call
-// from start_x() until wait() returns. Where an exception passes a call under way, MPI may read and write
-// them until the process ends: memory of an Allocator then stays mapped, other memory of more than 2048 bytes
-// has to be kept by its owner. Reductions have a fixed order: the same call on the same numbers gives the
-// same bits, on every rank and in every run.
+// memory; over NCCL also of the GPU's memory, and of bf16 (nccl.h). A group of one rank touches a buffer only
+// where a call asks for a copy to another place, so that it takes a GPU's memory and bf16 too where parts are
+// their own part of the whole. Buffers belong to a call from start_x() until wait() returns. Where an
+// exception passes a call under way, MPI may read and write them until the process ends: memory of an
+// Allocator then stays mapped, other memory of more than 2048 bytes has to be kept by its owner. Reductions
+// have a fixed order: the same call on the same numbers gives the same bits, on every rank and in every run.
 #pragma once
 
 #include <cstdint>
@@ -161,9 +161,10 @@ class Communicator {
   void receive(std::string_view purpose, View data, int peer, int tag, Site where = Site::current());
   void barrier(std::string_view purpose, Site where = Site::current());
 
-  /// A collective call, before messages of GPU memory: opens their lanes. Messages of a lane between two ranks
-  /// have to be received in the order in which they are sent, whatever their tags, and a send is complete only
-  /// once its receive is; lanes and directions do not wait for each other. Messages of host memory need none.
+  /// A collective call, before messages of GPU memory: opens their lanes. Messages of a lane between two
+  /// ranks have to be received in the order in which they are sent, whatever their tags, and a send is
+  /// complete only once its receive is; lanes and directions do not wait for each other. Messages of host
+  /// memory need none.
   void open_lanes(std::span<const Lane> lanes);
 
   /// A collective call: ranks of equal `color` >= 0 become a group named `axis`, in the order of `order`.
