@@ -39,12 +39,12 @@ void check_own_gpus(const std::vector<std::string>& uuids, const std::string& na
   std::map<std::string, std::size_t> rank_of;
   for (std::size_t rank = 0; rank < uuids.size(); ++rank) {
     const auto [first, is_new] = rank_of.emplace(uuids[rank], rank);
-    check(
-        is_new, "session",
-        "train.device = cuda: expected a GPU for every rank, but ranks {} and {} share an {}: start as many "
-        "ranks on a host as it has GPUs (CUDA_VISIBLE_DEVICES may hide some); train.device = cpu runs on "
-        "any number",
-        first->second, rank, name);
+    check(is_new, "session",
+          "train.device = cuda: expected a GPU for every rank, but ranks {} and {} share one ({}): start as "
+          "many "
+          "ranks on a host as it has GPUs (CUDA_VISIBLE_DEVICES may hide some); train.device = cpu runs on "
+          "any number",
+          first->second, rank, name);
   }
 }
 

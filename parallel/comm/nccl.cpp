@@ -1,5 +1,6 @@
 #include "parallel/comm/nccl.h"
 
+#include <cuda_runtime.h>
 #include <nccl.h>
 
 #include <algorithm>
@@ -93,6 +94,50 @@ class Enqueued : public Pending::Work {
   bool ordered_ = false;
 };
 
+ncclDataType_t type_of(const ConstView& x) {
+  switch (x.dtype()) {
+    case DType::f32: return ncclFloat32;
+    case DType::f64: return ncclFloat64;
+    case DType::bf16: return ncclBfloat16;
+    case DType::i32: return ncclInt32;
+  }
+  fail("nccl", "no type of NCCL's for {}", x.dtype());
+}
+std::size_t count_of(const ConstView& x) { return static_cast<std::size_t>(x.numel()); }
+
+/// An exchange is one group: its sends and receives do not wait for each other.
+ncclResult_t exchange(const Call& call, ncclComm_t comm, cudaStream_t stream) {
+  ncclResult_t result = ncclGroupStart();
+  for (const auto& [peer, x] : call.outgoing)
+    if (result == ncclSuccess) result = ncclSend(x.raw(), count_of(x), type_of(x), peer, comm, stream);
+  for (const auto& [peer, x] : call.incoming)
+    if (result == ncclSuccess) result = ncclRecv(x.raw(), count_of(x), type_of(x), peer, comm, stream);
+  const ncclResult_t end = ncclGroupEnd();
+  return result == ncclSuccess ? end : result;
+}
+
+/// Of a message's pair rank 0 is the sender.
+ncclResult_t enqueue(const Call& call, ncclComm_t comm, cudaStream_t stream) {
+  const std::byte* const in = call.in.raw();
+  std::byte* const out = call.out.raw();
+  const ConstView counted = call.kind == Kind::all_gather || call.kind == Kind::send ? call.in : call.out;
+  const std::size_t count = count_of(counted);
+  const ncclDataType_t type = type_of(counted);
+  switch (call.kind) {
+    case Kind::all_reduce:
+      return ncclAllReduce(in, out, count, type, call.reduce == Reduce::max ? ncclMax : ncclSum, comm,
+                           stream);
+    case Kind::all_gather: return ncclAllGather(in, out, count, type, comm, stream);
+    case Kind::reduce_scatter: return ncclReduceScatter(in, out, count, type, ncclSum, comm, stream);
+    case Kind::broadcast: return ncclBroadcast(in, out, count, type, call.peer, comm, stream);
+    case Kind::exchange: return exchange(call, comm, stream);
+    case Kind::send: return ncclSend(in, count, type, 1, comm, stream);
+    case Kind::receive: return ncclRecv(out, count, type, 0, comm, stream);
+    case Kind::barrier: break;
+  }
+  return ncclInvalidUsage;
+}
+
 /// Calls that the GPU makes one after the other, in the order in which they were enqueued: an NCCL
 /// communicator with a stream of its own.
 class Queue {
@@ -118,17 +163,28 @@ class Queue {
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
 
-  /// enqueue(comm, stream) makes the calls of NCCL and gives their result.
-  template <class Enqueue>
-  std::unique_ptr<Pending::Work> run(const Call& call, const Enqueue& enqueue) {
+  std::unique_ptr<Pending::Work> run(const Call& call) {
     constexpr std::size_t kMostFlights = 64;
     if (flights_.size() >= kMostFlights) trim();
     auto flight = std::make_shared<Flight>(engine_, call);
     flight->event.record(engine_->compute), flight->event.hold(stream_);
-    engine_->must(enqueue(comm_, static_cast<cudaStream_t>(stream_.handle)), axis_, to_string(call));
+    make(call);
     flight->event.record(stream_);
     flights_.push_back(flight);
     return std::make_unique<Enqueued>(std::move(flight));
+  }
+
+  /// The first message of a pair, for which the hosts wait for each other: not in the midst of a schedule,
+  /// which knows nothing of that.
+  void connect(bool sends) {
+    Call call;
+    call.kind = sends ? Kind::send : Kind::receive, call.purpose = "connecting";
+    void* word = nullptr;
+    check(cudaMalloc(&word, 4) == cudaSuccess, axis_, "out of GPU memory for NCCL");
+    const std::unique_ptr<void, cudaError_t (*)(void*)> owned(word, cudaFree);
+    call.in = call.out = View(static_cast<std::byte*>(word), DType::i32, {1});
+    make(call);
+    gpu::synchronize(stream_);
   }
 
   ncclComm_t comm() const { return comm_; }
@@ -152,23 +208,16 @@ class Queue {
   }
 
  private:
+  void make(const Call& call) const {
+    const ncclResult_t result = enqueue(call, comm_, static_cast<cudaStream_t>(stream_.handle));
+    if (result != ncclSuccess) engine_->must(result, axis_, to_string(call));
+  }
   const std::shared_ptr<State> engine_;
   const std::string axis_;
   ncclComm_t comm_;
   Stream stream_;
   std::deque<std::shared_ptr<Flight>> flights_;
 };
-
-ncclDataType_t type_of(const ConstView& x) {
-  switch (x.dtype()) {
-    case DType::f32: return ncclFloat32;
-    case DType::f64: return ncclFloat64;
-    case DType::bf16: return ncclBfloat16;
-    case DType::i32: return ncclInt32;
-  }
-  fail("nccl", "no type of NCCL's for {}", x.dtype());
-}
-std::size_t count_of(const ConstView& x) { return static_cast<std::size_t>(x.numel()); }
 
 class NcclCommunicator : public Communicator {
  public:
@@ -194,60 +243,14 @@ class NcclCommunicator : public Communicator {
     if (engine_->error) throw Error(*engine_->error);
     if (is_empty(call)) return nullptr;  // on every rank, whatever its address
     if (!is_on_gpu(call)) return start_on(*host_, call);
-    const ConstView &in = call.in, out = call.out;
-    switch (call.kind) {
-      case Kind::all_reduce:
-        return calls_.run(call, [&](ncclComm_t comm, cudaStream_t stream) {
-          return ncclAllReduce(in.raw(), call.out.raw(), count_of(out), type_of(out),
-                               call.reduce == Reduce::max ? ncclMax : ncclSum, comm, stream);
-        });
-      case Kind::all_gather:
-        return calls_.run(call, [&](ncclComm_t comm, cudaStream_t stream) {
-          return ncclAllGather(in.raw(), call.out.raw(), count_of(in), type_of(in), comm, stream);
-        });
-      case Kind::reduce_scatter:
-        return calls_.run(call, [&](ncclComm_t comm, cudaStream_t stream) {
-          return ncclReduceScatter(in.raw(), call.out.raw(), count_of(out), type_of(out), ncclSum, comm,
-                                   stream);
-        });
-      case Kind::broadcast:
-        return calls_.run(call, [&](ncclComm_t comm, cudaStream_t stream) {
-          return ncclBroadcast(in.raw(), call.out.raw(), count_of(out), type_of(out), call.peer, comm,
-                               stream);
-        });
-      case Kind::send:
-        return message_queue(call).run(call, [&](ncclComm_t comm, cudaStream_t stream) {
-          return ncclSend(in.raw(), count_of(in), type_of(in), 1, comm, stream);
-        });
-      case Kind::receive:
-        return message_queue(call).run(call, [&](ncclComm_t comm, cudaStream_t stream) {
-          return ncclRecv(call.out.raw(), count_of(out), type_of(out), 0, comm, stream);
-        });
-      case Kind::exchange: return start_exchange_of(call);
-      case Kind::barrier: break;
-    }
-    fail(axis(), "{}: not a call on GPU memory", to_string(call));
+    if (call.kind == Kind::exchange && call.outgoing.empty() && call.incoming.empty()) return nullptr;
+    const bool is_message = call.kind == Kind::send || call.kind == Kind::receive;
+    return (is_message ? message_queue(call) : calls_).run(call);
   }
 
   static bool is_empty(const Call& call) {
     if (call.kind == Kind::barrier || call.kind == Kind::exchange) return false;
     return (call.kind == Kind::send ? call.in : ConstView(call.out)).numel() == 0;
-  }
-
-  /// As one group, whose sends and receives do not wait for each other.
-  std::unique_ptr<Pending::Work> start_exchange_of(const Call& call) {
-    if (call.outgoing.empty() && call.incoming.empty()) return nullptr;
-    return calls_.run(call, [&](ncclComm_t comm, cudaStream_t stream) {
-      ncclResult_t result = ncclGroupStart();
-      for (const auto& [peer, data] : call.outgoing)
-        if (result == ncclSuccess)
-          result = ncclSend(data.raw(), count_of(data), type_of(data), peer, comm, stream);
-      for (const auto& [peer, data] : call.incoming)
-        if (result == ncclSuccess)
-          result = ncclRecv(data.raw(), count_of(data), type_of(data), peer, comm, stream);
-      const ncclResult_t end = ncclGroupEnd();
-      return result == ncclSuccess ? end : result;
-    });
   }
 
   bool is_on_gpu(const Call& call) const {
@@ -304,9 +307,10 @@ class NcclCommunicator : public Communicator {
         const int color = is_first ? after : is_second ? before : NCCL_SPLIT_NOCOLOR;
         engine_->must(ncclCommSplit(calls_.comm(), color, sends ? 0 : 1, &pair, nullptr), axis(),
                       fmt::format("lane for {}", lane.purpose));
-        if (color != NCCL_SPLIT_NOCOLOR)
-          (sends ? ring.out : ring.in) =
-              std::make_unique<Queue>(engine_, fmt::format("{}: {}", axis(), lane.purpose), pair);
+        if (color == NCCL_SPLIT_NOCOLOR) continue;
+        auto& queue = sends ? ring.out : ring.in;
+        queue = std::make_unique<Queue>(engine_, fmt::format("{}: {}", axis(), lane.purpose), pair);
+        queue->connect(sends);
       }
     }
   }
@@ -364,7 +368,8 @@ void NcclEngine::look(double seconds) {
     moved |= queue->trim();
     const Call* const call = queue->oldest();
     is_under_way |= call != nullptr;
-    state.must(queue->async_error(), queue->axis(), call ? to_string(*call) : "between calls");
+    if (const ncclResult_t result = queue->async_error(); result != ncclSuccess)
+      state.must(result, queue->axis(), call ? to_string(*call) : "between calls");
   }
   const auto now = Clock::now();
   if (moved || !is_under_way) state.moved = now;
