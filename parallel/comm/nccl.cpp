@@ -7,8 +7,10 @@
 #include <chrono>
 #include <deque>
 #include <exception>
+#include <future>
 #include <limits>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "kernels/device.h"
@@ -16,6 +18,8 @@
 
 namespace transmamba {
 namespace {
+
+static_assert(NCCL_VERSION_CODE >= NCCL_VERSION(2, 22, 0), "before, ncclCommAbort cannot be grouped");
 
 using Kind = Call::Kind;
 using Clock = std::chrono::steady_clock;
@@ -203,9 +207,7 @@ class Queue {
     if (result != ncclSuccess) return result;
     return error == ncclInProgress ? ncclSuccess : error;
   }
-  void abort() {
-    if (comm_) ncclCommAbort(std::exchange(comm_, nullptr));
-  }
+  ncclComm_t give_up() { return std::exchange(comm_, nullptr); }
 
  private:
   void make(const Call& call) const {
@@ -279,9 +281,7 @@ class NcclCommunicator : public Communicator {
       if (ring.purpose == call.purpose &&
           call.peer == (rank() + (sends ? ring.step : -ring.step) + size()) % size())
         return sends ? *ring.out : *ring.in;
-    fail(axis(),
-         "{}: messages of GPU memory need a lane, and open_lanes() was asked for none of that purpose "
-         "between these ranks",
+    fail(axis(), "{}: messages of GPU memory need a lane: open_lanes() was asked for none of these",
          to_string(call));
   }
 
@@ -293,10 +293,8 @@ class NcclCommunicator : public Communicator {
     for (const Lane& lane : lanes) {
       check(lane.step == 1 || lane.step == -1, axis(), "lane for {}: expected a step of 1 or -1, got {}",
             lane.purpose, lane.step);
-      const auto same = [&](const Ring& ring) {
-        return ring.purpose == lane.purpose && ring.step == lane.step;
-      };
-      if (std::any_of(rings_.begin(), rings_.end(), same)) continue;
+      const auto is_same = [&](const Ring& r) { return r.purpose == lane.purpose && r.step == lane.step; };
+      if (std::any_of(rings_.begin(), rings_.end(), is_same)) continue;
       Ring& ring = rings_.emplace_back();
       ring.purpose = lane.purpose, ring.step = lane.step;
       for (int phase = 0; phase < 2 + n % 2; ++phase) {
@@ -345,12 +343,22 @@ class NcclCommunicator : public Communicator {
 }  // namespace
 
 /// In a group of NCCL's, which tells the kernels of all to end before it waits for any: one may stand behind
-/// another's.
+/// another's. They end at once; what else NCCL does may wait for other ranks, and this one still has to say
+/// what went wrong, so it is left to itself after a while.
 void NcclEngine::State::abort() {
   if (!error) error = "[nccl] calls on GPU memory were given up as another error ended this rank's work";
-  ncclGroupStart();
-  for (Queue* queue : queues) queue->abort();
-  ncclGroupEnd();
+  std::vector<ncclComm_t> comms;
+  for (Queue* queue : queues)
+    if (ncclComm_t comm = queue->give_up()) comms.push_back(comm);
+  if (comms.empty()) return;
+  std::packaged_task<void()> task([comms] {
+    ncclGroupStart();
+    for (ncclComm_t comm : comms) ncclCommAbort(comm);
+    ncclGroupEnd();
+  });
+  const std::future<void> done = task.get_future();
+  std::thread(std::move(task)).detach();
+  done.wait_for(std::chrono::seconds(2));
 }
 
 NcclEngine::NcclEngine(const Stream& compute, double timeout_seconds) : state_(std::make_shared<State>()) {
