@@ -134,8 +134,8 @@ void check_actions(const Schedule& schedule, int rank) {
 
 /// What the streams of GPUs do in a schedule as the executor enqueues it, where a send is complete only once
 /// its receive has begun: before an action the receive of the next one's input begins, after it its send; a
-/// rank waits for the input of an action, and here, sooner than the executor does, for each send before the
-/// next. Transfers of one kind from one rank are a lane.
+/// rank waits for the input of an action, and here, sooner than the executor does, for the send of the action
+/// before. Transfers of one kind from one rank are a lane.
 class Streams {
  public:
   explicit Streams(const Schedule& schedule)

@@ -150,7 +150,7 @@ TEST(CheckSchedule, FindsADeadlockOfSendsThatWaitForTheirReceives) {
   for (std::int64_t m = 0; m < 8; ++m) schedule.ranks[0].push_back({Action::Kind::backward, 0, m});
   EXPECT_EQ(error_of([&] { check_schedule(schedule); }),
             "[pipeline] the schedule deadlocks where sends wait for their receives: rank 0 waits for forward "
-            "transfer 3 from rank 0; rank 1 waits for backward transfer 0 from rank 1");
+            "transfer 2 from rank 0; rank 1 waits for backward transfer 0 from rank 1");
 }
 
 TEST(CheckSchedule, RejectsEveryRemovedAndMostSwappedActions) {
