@@ -284,8 +284,8 @@ void embedding_backward(const EmbeddingBackward& a, const Stream& stream) {
   const std::int64_t t = a.tokens.dim(1), count = a.tokens.numel(), d = a.dweight.dim(1);
   const Shard shard = shard_of(a, a.dweight, op);
   if (count == 0 || d == 0 || shard.rows == 0) return;
-  check(count <= std::numeric_limits<std::int32_t>::max() - kWarp, op, "tokens: {} are more than can be grouped",
-        count);
+  check(count <= std::numeric_limits<std::int32_t>::max() - kWarp, op,
+        "tokens: {} are more than can be grouped", count);
   const std::int64_t pieces = (count + kStretch - 1) / kStretch;  // at most so many stretches are not first
   dispatch_storage(a.dy.dtype(), op, [&](auto zero) {
     using T = decltype(zero);
