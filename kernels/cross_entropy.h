@@ -20,7 +20,7 @@ namespace transmamba {
 /// maximum); partial[1] = logits[target], or 0 if another shard has it. Where all logits are -inf, or there
 /// are none, maximum is -inf and the sum 0. NaN is no maximum, but makes the sum NaN.
 /// `partial` (2, b, t), so that one all-reduce carries both. The sum is accumulated in float64, in an order
-/// that depends on V alone.
+/// that depends on V and on whether rows are aligned.
 struct CrossEntropyPartial {
   ConstView logits;
   ConstView targets;

@@ -7,7 +7,8 @@
 //
 // Shapes: q, k (b, t, h, n); v, y (b, t, h, p): T; dt (b, t, h); a_log, d_skip (h); states (b, h, n, p);
 // log_decay (b, h): S. Gradients have the type of what they are of. Any t, also 0. Decays are exp of a sum <=
-// 0, never a quotient. Workspace on a GPU: kernels/workspace.h.
+// 0, never a quotient. Workspace on a GPU: kernels/workspace.h. In bfloat16 the order of additions, and so
+// the last bits, depend on how many multiprocessors the GPU has; the same GPU gives the same bits.
 #pragma once
 
 #include "kernels/dispatch.h"

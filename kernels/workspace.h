@@ -4,7 +4,7 @@
 // Not here are those that are small beside these or beside the kernels' arguments: qkv_conv_backward's 5
 // float32 a channel and run of tokens, of which there are at most 256 and one a sequence; rms_norm_backward's
 // d float32 a group and run, at most 396; step_size_backward's h float64 a run, at most 256;
-// embedding_backward's 16 bytes a token and the sort's own. Nor are the plain float32 and float64 kernels,
+// embedding_backward's 16 bytes a token and d / 64 more. Nor are the plain float32 and float64 kernels,
 // which are there to check the others and take more.
 #pragma once
 

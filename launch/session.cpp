@@ -54,10 +54,13 @@ void check_gpu(const TrainConfig& config, const gpu::Info& gpu) {
         "train.dtype = bfloat16: expected a GPU of compute capability 9.0 (H100, H200), got {}, of {}.{}; "
         "train.dtype = float32 runs there",
         gpu.name, gpu.major, gpu.minor);
-  check(gpu.has_kernels, "session",
+  const bool wants_hopper =
+      parse_dtype(config.dtype) == DType::bf16;  // the driver makes no 90a of another's PTX
+  check(gpu.has_kernels && (!wants_hopper || gpu.built_for.find("90a") != std::string::npos), "session",
         "{} is of compute capability {}.{}, and this build's kernels are for {}: configure with "
-        "-DCMAKE_CUDA_ARCHITECTURES={}{}",
-        gpu.name, gpu.major, gpu.minor, gpu.built_for, gpu.major, gpu.minor);
+        "-DCMAKE_CUDA_ARCHITECTURES={}",
+        gpu.name, gpu.major, gpu.minor, gpu.built_for,
+        gpu.major == 9 ? "90a-real" : fmt::format("{}{}", gpu.major, gpu.minor));
 }
 
 Session::Session(const TrainConfig& config, int ranks_on_cores) : Session(config, ranks_on_cores, 1, 0) {}

@@ -27,13 +27,14 @@ void check_memory(const Config& config, int ranks, const gpu::Info& gpu) {
   double needed = 0;
   for (const Memory& memory : make_plan(config, ranks, machine_of(config)).memory)
     needed = std::max(needed, memory.total());
-  check(needed <= static_cast<double>(gpu.free_bytes), "memory",
-        "this run needs about {} on {}, which has {} free of {}; less is needed with a lower "
+  constexpr std::int64_t kBeside = std::int64_t{1} << 30;  // of the driver and of libraries
+  check(needed + kBeside <= static_cast<double>(gpu.free_bytes), "memory",
+        "this run needs about {} and {} beside on {}, which has {} free of {}; less is needed with a lower "
         "train.micro_batch (now {}) or train.seq_len ({}), with train.recompute = selective or full ({}), or "
         "shared among more ranks by parallel.tp, cp, pp or dp",
-        format_bytes(static_cast<std::int64_t>(needed)), gpu.name, format_bytes(gpu.free_bytes),
-        format_bytes(gpu.total_bytes), config.train.micro_batch, config.train.seq_len,
-        config.train.recompute);
+        format_bytes(static_cast<std::int64_t>(needed)), format_bytes(kBeside), gpu.name,
+        format_bytes(gpu.free_bytes), format_bytes(gpu.total_bytes), config.train.micro_batch,
+        config.train.seq_len, config.train.recompute);
 }
 
 Trainer::Trainer(Config config, Session& session, Communicator& world)

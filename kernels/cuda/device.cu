@@ -22,6 +22,16 @@ void* cuda::find_in_driver(const char* name, unsigned version) {
   return address;
 }
 
+void cuda::check_hopper(std::string_view op) {
+  int device = 0, major = 0;
+  check_cuda(cudaGetDevice(&device), op);
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), op);
+  constexpr std::string_view kBuiltFor = TRANSMAMBA_CUDA_ARCHITECTURES;
+  check(major == 9 && kBuiltFor.find("90a") != std::string_view::npos, op,
+        "bfloat16: expected a GPU of compute capability 9.0 and a build for 90a-real, got {}.x and {}", major,
+        kBuiltFor);
+}
+
 namespace gpu {
 namespace {
 

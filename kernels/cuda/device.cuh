@@ -17,6 +17,9 @@ namespace transmamba::cuda {
 /// binaries that do not start where there is no driver.
 void* find_in_driver(const char* name, unsigned version);
 
+/// Throws where this build or the current GPU has no warpgroup products: both must be Hopper's.
+void check_hopper(std::string_view op);
+
 inline void check_cuda(cudaError_t result, std::string_view op) {
   if (result == cudaSuccess) return;
   cudaGetLastError();  // or the next launch would report this one again

@@ -224,6 +224,7 @@ struct Scatter {
     std::uint32_t* const counter = arrivals + ((first - rank) / kStretch + 1) * warps * kQuarters + arrival;
     std::uint32_t arrived = lane == 0 ? atomicAdd(counter, 1u) : 0;
     if (__shfl_sync(0xffffffffu, arrived, 0) + 1 < static_cast<std::uint32_t>(stretches)) return;
+    __syncwarp();
     __threadfence();
     each_part([&](int, std::int64_t column) {
       for (int e = 0; e < N; ++e) {
@@ -283,8 +284,8 @@ void embedding_backward(const EmbeddingBackward& a, const Stream& stream) {
   const std::int64_t t = a.tokens.dim(1), count = a.tokens.numel(), d = a.dweight.dim(1);
   const Shard shard = shard_of(a, a.dweight, op);
   if (count == 0 || d == 0 || shard.rows == 0) return;
-  check(count <= std::numeric_limits<std::int32_t>::max(), op, "tokens: {} are more than can be grouped",
-        count);
+  check(count <= std::numeric_limits<std::int32_t>::max() - kWarp, op,
+        "tokens: {} are more than can be grouped", count);
   const std::int64_t pieces = (count + kStretch - 1) / kStretch;  // at most so many stretches are not first
   dispatch_storage(a.dy.dtype(), op, [&](auto zero) {
     using T = decltype(zero);

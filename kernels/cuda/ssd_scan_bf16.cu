@@ -280,18 +280,18 @@ void ssd_scan_bf16(const SsdScan& a, const Stream& stream) {
   const ssd::Summaries pieces{memory.data(), memory.data() + count * n * p, cut.pieces};
   if (cut.pieces > 1)
     ssd::summarise_pieces(cut, a.k, a.v, {}, {}, a.dt, a.a_log, false, pieces, {}, stream, op);
-  const ssd::ForwardArguments arguments{tensor_map(a.q, ssd::kTokens, op, "q"),
-                                        tensor_map(a.k, ssd::kTokens, op, "k"),
-                                        tensor_map(a.v, ssd::kTokens, op, "v"),
-                                        ssd::OutRows(a.y, op, "y"),
-                                        strided<const float>(a.dt),
-                                        strided<const float>(a.state_in),
-                                        a.a_log.ptr<float>(),
-                                        strided<const float>(a.d_skip).data,
-                                        strided<float>(a.state_out),
-                                        pieces,
-                                        cut};
   ssd::with_widths(n, p, op, [&](auto n_, auto p_) {
+    const ssd::ForwardArguments arguments{tensor_map(a.q, ssd::kTokens, op, "q"),
+                                          tensor_map(a.k, ssd::kTokens, op, "k"),
+                                          tensor_map(a.v, ssd::kTokens, op, "v"),
+                                          ssd::OutRows(a.y, op, "y"),
+                                          strided<const float>(a.dt),
+                                          strided<const float>(a.state_in),
+                                          a.a_log.ptr<float>(),
+                                          strided<const float>(a.d_skip).data,
+                                          strided<float>(a.state_out),
+                                          pieces,
+                                          cut};
     launch(op, stream, {count, ssd::kThreadsOfBlock, ssd::ForwardShared<n_, p_>::kBytes}, ssd::scan<n_, p_>,
            arguments);
   });

@@ -108,14 +108,14 @@ void summarise_pieces(const Cut& cut, const ConstView& k, const ConstView& v, co
                       const ConstView& dy, const ConstView& dt, const ConstView& a_log, bool with_last,
                       const Summaries& states, const Summaries& gradients, const Stream& stream,
                       std::string_view op) {
-  const auto map = [&](const ConstView& x, std::string_view name) {
-    return tensor_map(x, kTokens, op, name);
-  };
-  SummaryArguments arguments{{}, strided<const float>(dt), a_log.ptr<float>(), cut};
-  arguments.jobs[0] = {map(k, "k"), map(v, "v"), states, 0, cut.pieces - (with_last ? 0 : 1), false};
-  if (q) arguments.jobs[1] = {map(q, "q"), map(dy, "dy"), gradients, 1, cut.pieces - 1, true};
-  const std::int64_t blocks = cut.heads() * std::max(arguments.jobs[0].count, arguments.jobs[1].count);
   with_widths(k.dim(3), v.dim(3), op, [&](auto n, auto p) {
+    const auto map = [&](const ConstView& x, std::string_view name) {
+      return tensor_map(x, kTokens, op, name);
+    };
+    SummaryArguments arguments{{}, strided<const float>(dt), a_log.ptr<float>(), cut};
+    arguments.jobs[0] = {map(k, "k"), map(v, "v"), states, 0, cut.pieces - (with_last ? 0 : 1), false};
+    if (q) arguments.jobs[1] = {map(q, "q"), map(dy, "dy"), gradients, 1, cut.pieces - 1, true};
+    const std::int64_t blocks = cut.heads() * std::max(arguments.jobs[0].count, arguments.jobs[1].count);
     launch(op, stream, {blocks, kGroup, SummaryShared<n, p>::kBytes, q ? 2 : 1}, summarise<n, p>, arguments);
   });
 }

@@ -6,6 +6,7 @@
 namespace transmamba::cuda {
 
 CUtensorMap tensor_map(const ConstView& x, int rows, std::string_view op, std::string_view name) {
+  check_hopper(op);
   static const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(
       find_in_driver("cuTensorMapEncodeTiled", 12000));  // CUDA 12.0, which brought it
   constexpr cuuint32_t kDims = 4, kColumns = 32;
@@ -22,6 +23,9 @@ CUtensorMap tensor_map(const ConstView& x, int rows, std::string_view op, std::s
       encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, kDims, const_cast<std::byte*>(x.raw()), extents, strides,
              box, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_64B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  check(result == CUDA_SUCCESS || result == CUDA_ERROR_INVALID_VALUE, op,
+        "{}: the driver cannot describe it to the GPU's copying unit: error {}", name,
+        static_cast<int>(result));
   check(result == CUDA_SUCCESS, op,
         "{}: rows of bfloat16 must begin at multiples of 16 bytes, got shape {} with strides {}", name,
         x.shape(), x.strides());

@@ -62,5 +62,14 @@ TEST(Gpu, EveryRankNeedsOneOfItsOwn) {
               AllOf(HasSubstr("a GPU for every rank"), HasSubstr("ranks 0 and 2"), HasSubstr("NVIDIA H200")));
 }
 
+TEST(Gpu, AHopperWantsABuildForHopperWhereProductsAreOfWarpgroups) {
+  gpu::Info gpu = hopper();
+  gpu.built_for = "80";  // whose PTX the driver has compiled for it
+  EXPECT_NO_THROW(check_gpu(with_dtype("float32"), gpu));
+  EXPECT_THAT(error_of([&] { check_gpu(with_dtype("bfloat16"), gpu); }),
+              AllOf(HasSubstr("NVIDIA H200"), HasSubstr("for 80:"),
+                    HasSubstr("-DCMAKE_CUDA_ARCHITECTURES=90a-real")));
+}
+
 }  // namespace
 }  // namespace transmamba
