@@ -228,6 +228,10 @@ class NcclCommunicator : public Communicator {
         host_(std::move(host)),
         engine_(std::move(engine)),
         calls_(engine_, axis(), make_comm()) {}
+  /// The end of a communicator waits for that of the node's other ranks: one lane after the other, as made.
+  ~NcclCommunicator() override {
+    for (std::unique_ptr<Queue>& lane : lanes_) lane.reset();
+  }
 
  private:
   /// Messages between two ranks have a queue of their own for every lane and direction. Sends of NCCL wait
@@ -238,7 +242,7 @@ class NcclCommunicator : public Communicator {
   struct Ring {
     std::string purpose;
     int step = 1;
-    std::unique_ptr<Queue> out, in;  // to rank 1 of the pair, and from its rank 0
+    Queue *out = nullptr, *in = nullptr;  // to rank 1 of the pair, and from its rank 0
   };
 
   std::unique_ptr<Pending::Work> start(const Call& call) override {
@@ -306,8 +310,9 @@ class NcclCommunicator : public Communicator {
         engine_->must(ncclCommSplit(calls_.comm(), color, sends ? 0 : 1, &pair, nullptr), axis(),
                       fmt::format("lane for {}", lane.purpose));
         if (color == NCCL_SPLIT_NOCOLOR) continue;
-        auto& queue = sends ? ring.out : ring.in;
-        queue = std::make_unique<Queue>(engine_, fmt::format("{}: {}", axis(), lane.purpose), pair);
+        const std::string name = fmt::format("{}: {}", axis(), lane.purpose);
+        Queue*& queue = sends ? ring.out : ring.in;
+        queue = lanes_.emplace_back(std::make_unique<Queue>(engine_, name, pair)).get();
         queue->connect(sends);
       }
     }
@@ -338,6 +343,7 @@ class NcclCommunicator : public Communicator {
   std::shared_ptr<State> engine_;
   Queue calls_;
   std::vector<Ring> rings_;
+  std::vector<std::unique_ptr<Queue>> lanes_;  // of all rings
 };
 
 }  // namespace
