@@ -19,6 +19,7 @@ struct Info {
   std::int64_t free_bytes = 0, total_bytes = 0;
   std::string built_for;    ///< architectures that this build's kernels are for: "90a-real"
   bool has_kernels = true;  ///< whether they run on this GPU
+  std::string uuid;         ///< of this GPU and no other
 };
 
 /// At least 1: throws Error where there is no driver or no GPU.
@@ -26,11 +27,14 @@ int count();
 /// The GPU of everything that the calling thread does from now on.
 Info select(int device);
 
-/// An own order of work, beside that of all other streams.
-Stream create_stream();
+/// An own order of work, beside that of all other streams; of an urgent one blocks of kernels go first.
+Stream create_stream(bool urgent = false);
 /// Waits for its work first.
 void destroy_stream(const Stream& stream) noexcept;
+/// The host waits for the stream's work, and asks Stream::watch meanwhile.
 void synchronize(const Stream& stream);
+/// Whether an address is of GPU memory; pinned memory is the host's.
+bool has_address(const void* address);
 
 /// Between GPU memory and pinned host memory, in either direction, in the order of the stream; returns at
 /// once. The host may touch its side after synchronize() or an Event.
@@ -44,6 +48,8 @@ class Event {
   Event(Event&& other) noexcept;
   Event& operator=(Event&& other) noexcept;
   void record(const Stream& stream);
+  /// What is enqueued on `stream` from now on begins after the point that was recorded last.
+  void hold(const Stream& stream) const;
   bool passed() const;  ///< true before the first record()
 
  private:

@@ -70,15 +70,17 @@ namespace {
 
 int count() { missing(); }
 Info select(int) { missing(); }
-Stream create_stream() { missing(); }
+Stream create_stream(bool) { missing(); }
 void destroy_stream(const Stream&) noexcept {}
 void synchronize(const Stream&) { missing(); }
+bool has_address(const void*) { missing(); }
 void copy(void*, const void*, std::int64_t, const Stream&) { missing(); }
 Event::Event() { missing(); }
 Event::~Event() = default;
 Event::Event(Event&&) noexcept = default;
 Event& Event::operator=(Event&&) noexcept = default;
 void Event::record(const Stream&) { missing(); }
+void Event::hold(const Stream&) const { missing(); }
 bool Event::passed() const { missing(); }
 std::unique_ptr<Graph> capture(const Stream&, const std::function<void()>&) { missing(); }
 std::byte* allocate_pinned(std::int64_t) { missing(); }

@@ -67,6 +67,15 @@ class Scratch {
   virtual void give_back(std::byte* block) noexcept = 0;
 };
 
+/// Looks after a GPU's work while the host waits for it.
+class Watch {
+ public:
+  virtual ~Watch() = default;
+  /// Called again and again in a wait that has taken `seconds` so far; throws Error where its end cannot
+  /// come.
+  virtual void look(double seconds) = 0;
+};
+
 /// Where and in which order kernels run. CPU kernels return when done and use up to `threads` cores;
 /// their results do not depend on `threads`. CUDA kernels are enqueued on `handle` (a cudaStream_t).
 struct Stream {
@@ -79,6 +88,8 @@ struct Stream {
   /// Of CUDA kernels' workspaces (kernels/workspace.h says how large they are); must outlive the stream's
   /// work. Null: each is taken from the driver, in the order of the stream.
   Scratch* scratch = nullptr;
+  /// Asked while the host waits for the stream; must outlive such waits. Null: the host just waits.
+  Watch* watch = nullptr;
 };
 
 /// At most kMaxDims extents; outermost first.

@@ -43,6 +43,8 @@ class LinkBench {
       group_.reduce_scatter("bench", x, mine(x, group_.rank()));
     });
     links.exchange = measure("exchange", 1, part, [&](const Tensor& x) { exchange(x); });
+    constexpr Lane kRing{"bench", 1};
+    group_.open_lanes({&kRing, 1});
     links.send = measure("send", 1, 1, [&](const Tensor& x) { pass_on(x); });
     return links;
   }
@@ -86,7 +88,7 @@ class LinkBench {
       fill({.value = 0, .y = x}, context_.stream);  // a sum of sums of .. must not overflow
       const double bytes = sent * static_cast<double>(x.numel() * element);
       const double measured = time_together(
-          group_, [&] { call(x); }, seconds_);
+          group_, [&] { call(x), synchronize(context_); }, seconds_);
       if (size == kSizes[2]) {
         check = {fmt::format("{} of 1 MiB, {} ranks", name, n), measured, 0};
         checked = bytes;

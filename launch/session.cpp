@@ -6,9 +6,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <map>
 
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "parallel/comm/agree.h"
 
 namespace transmamba {
 namespace {
@@ -25,18 +27,26 @@ DType parse_dtype(const std::string& name) {
 }
 
 /// The GPU of a rank.
-gpu::Info take_gpu(const TrainConfig& config, int ranks, int local_rank) {
-  check(
-      ranks == 1, "session",
-      "train.device = cuda: expected one rank, got {}: ranks on GPUs need NCCL, which this version does not "
-      "have; train.device = cpu runs on any number",
-      ranks);
+gpu::Info take_gpu(const TrainConfig& config, int local_rank) {
   const gpu::Info gpu = gpu::select(local_rank % gpu::count());
   check_gpu(config, gpu);
   return gpu;
 }
 
 }  // namespace
+
+void check_own_gpus(const std::vector<std::string>& uuids, const std::string& name) {
+  std::map<std::string, std::size_t> rank_of;
+  for (std::size_t rank = 0; rank < uuids.size(); ++rank) {
+    const auto [first, is_new] = rank_of.emplace(uuids[rank], rank);
+    check(is_new, "session",
+          "train.device = cuda: expected a GPU for every rank, but ranks {} and {} share one ({}): start as "
+          "many "
+          "ranks on a host as it has GPUs (CUDA_VISIBLE_DEVICES may hide some); train.device = cpu runs on "
+          "any number",
+          first->second, rank, name);
+  }
+}
 
 void check_gpu(const TrainConfig& config, const gpu::Info& gpu) {
   // Before what a build is for: another build would not help.
@@ -62,13 +72,15 @@ Session::Session(const TrainConfig& config, int ranks_on_cores, int ranks, int l
   context_.memory = &memory_;
   context_.dtype = parse_dtype(config.dtype);
   if (config.device == "cuda") {
-    gpu_ = take_gpu(config, ranks, local_rank);
+    gpu_ = take_gpu(config, local_rank);
     memory_ = Allocator(gpu::reserve_memory());
     context_.stream = gpu::create_stream();
     host_ = Allocator::pinned(context_.stream);
     context_.host = &host_;
     scratch_ = std::make_unique<ArenaScratch>(memory_);
     context_.stream.scratch = scratch_.get();
+    if (ranks > 1) nccl_ = std::make_unique<NcclEngine>(context_.stream);
+    context_.stream.watch = nccl_.get();
   }
   context_.stream.deterministic = config.deterministic;
   context_.stream.threads =
@@ -77,6 +89,14 @@ Session::Session(const TrainConfig& config, int ranks_on_cores, int ranks, int l
 
 Session::~Session() {
   if (gpu_) gpu::destroy_stream(context_.stream);
+}
+
+std::unique_ptr<Communicator> Session::world(const Process& process, double timeout_seconds) {
+  std::unique_ptr<Communicator> world = process.world(timeout_seconds);
+  if (!nccl_ || world->size() == 1) return world;
+  check_own_gpus(gather_text(*world, "GPUs", gpu_->uuid), gpu_->name);
+  nccl_->set_timeout(timeout_seconds);
+  return nccl_communicator(std::move(world), *nccl_);
 }
 
 double measure_peak_flops(const Context& context, double seconds) {

@@ -7,6 +7,7 @@
 #include "core/config.h"
 #include "core/tensor.h"
 #include "launch/process.h"
+#include "parallel/comm/nccl.h"
 
 namespace transmamba {
 
@@ -17,11 +18,14 @@ class Session {
  public:
   /// `ranks_on_cores` ranks share the cores that this process may use (Process knows).
   explicit Session(const TrainConfig& config, int ranks_on_cores = 1);
-  /// One of several ranks: those of a host take its GPUs in turn.
+  /// One of several ranks: those of a host take its GPUs in turn (world() wants one each).
   Session(const TrainConfig& config, const Process& process);
   ~Session();
   Session(const Session&) = delete;  // the context points into it
   Session& operator=(const Session&) = delete;
+  /// All processes, with what carries this device's memory. A collective call. The Session must outlive it.
+  /// Throws Error on all ranks where two have the same GPU.
+  std::unique_ptr<Communicator> world(const Process& process, double timeout_seconds);
   const Context& context() const { return context_; }
   Allocator& memory() { return memory_; }
   const Allocator& memory() const { return memory_; }
@@ -32,11 +36,15 @@ class Session {
   std::optional<gpu::Info> gpu_;
   Allocator memory_, host_;
   std::unique_ptr<ArenaScratch> scratch_;  // of kernels on the GPU's stream, from memory_
+  std::unique_ptr<NcclEngine> nccl_;       // of several ranks on GPUs
   Context context_;
 };
 
 /// Throws Error where `gpu` is too old for train.dtype, or another one than this build's kernels are for.
 void check_gpu(const TrainConfig& config, const gpu::Info& gpu);
+
+/// Throws Error where two ranks have the same GPU: uuids by rank. `name` is one's, for the message.
+void check_own_gpus(const std::vector<std::string>& uuids, const std::string& name);
 
 /// Peak rate of this rank's cores or GPU in FLOP/s, measured by matrix products in the session's type for
 /// `seconds`.

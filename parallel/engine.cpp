@@ -20,6 +20,7 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
       optimizer_(config.optimizer, model_.parameters(), context, mesh().data().rank()),
       sums_(context.empty({2}, DType::f64)) {
   check_schedule(schedule_);
+  open_transfers(mesh());
   if (context.stream.device == Device::cuda && mesh().world().size() == 1 && config.train.cuda_graphs)
     micro_batch_ = std::make_unique<MicroBatch>(context_, model_, sums_.slice(0, 0, 1), 1 / tokens());
 }

@@ -96,7 +96,7 @@ int bench(Process& process, std::vector<std::string> arguments) {
   const Config config = parse_config(file, overrides);
   Session session(config.train, process);
   const Context& context = session.context();
-  const auto world = process.world(static_cast<double>(config.parallel.timeout));
+  const auto world = session.world(process, static_cast<double>(config.parallel.timeout));
 
   // About 130 measurements, of kernels and of links; each has its warm-up and its memory to fill.
   const double each = seconds / 130;

@@ -15,7 +15,7 @@ int train(Process& process, std::vector<std::string> arguments) {
         arguments);
   const Config config = parse_config(arguments[0], {arguments.begin() + 1, arguments.end()});
   Session session(config.train, process);
-  const auto world = process.world(static_cast<double>(config.parallel.timeout));
+  const auto world = session.world(process, static_cast<double>(config.parallel.timeout));
   Trainer trainer(config, session, *world);
   trainer.run();
   return 0;

@@ -248,7 +248,7 @@ int verify(Process& process, std::vector<std::string> arguments) {
   const Hdf5File golden = Hdf5File::open(path);
   Config config = golden_config(golden, process.size(), arguments);
   Session session(config.train, process);
-  const auto world = process.world(static_cast<double>(config.parallel.timeout));
+  const auto world = session.world(process, static_cast<double>(config.parallel.timeout));
   check_same_configuration(*world, config);
   config.parallel = resolve_parallel(config, process.size());
   const Mesh mesh(*world, config.parallel);

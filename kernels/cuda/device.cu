@@ -4,6 +4,8 @@
 
 #include <cuda.h>
 
+#include <chrono>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -151,6 +153,13 @@ class ExecutableGraph : public Graph {
   cudaGraphExec_t graph_ = nullptr;
 };
 
+/// "f0e1..": 16 bytes.
+std::string hexadecimal(const cudaUUID_t& uuid) {
+  std::string text;
+  for (const char byte : uuid.bytes) text += fmt::format("{:02x}", static_cast<unsigned char>(byte));
+  return text;
+}
+
 __global__ void nothing() {}  // compiled for what all kernels are
 
 }  // namespace
@@ -187,12 +196,15 @@ Info select(int device) {
           static_cast<std::int64_t>(free),
           static_cast<std::int64_t>(total),
           TRANSMAMBA_CUDA_ARCHITECTURES,
-          has_kernels};
+          has_kernels,
+          hexadecimal(properties.uuid)};
 }
 
-Stream create_stream() {
+Stream create_stream(bool urgent) {
   cudaStream_t handle = nullptr;
-  check_cuda(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "gpu");
+  int least = 0, greatest = 0;
+  check_cuda(cudaDeviceGetStreamPriorityRange(&least, &greatest), "gpu");
+  check_cuda(cudaStreamCreateWithPriority(&handle, cudaStreamNonBlocking, urgent ? greatest : least), "gpu");
   Stream stream;
   stream.device = Device::cuda;
   stream.handle = handle;
@@ -204,7 +216,27 @@ void destroy_stream(const Stream& stream) noexcept {
   cudaStreamDestroy(handle_of(stream));
 }
 
-void synchronize(const Stream& stream) { check_cuda(cudaStreamSynchronize(handle_of(stream)), "gpu"); }
+void synchronize(const Stream& stream) {
+  using Clock = std::chrono::steady_clock;
+  constexpr int kPollsBetweenLooks = 1024;  // about a millisecond
+  if (!stream.watch) return check_cuda(cudaStreamSynchronize(handle_of(stream)), "gpu");
+  const auto start = Clock::now();
+  for (std::int64_t polls = 1;; ++polls) {
+    const cudaError_t result = cudaStreamQuery(handle_of(stream));
+    if (result != cudaErrorNotReady) return check_cuda(result, "gpu");
+    cudaGetLastError();  // or the next launch would report this one
+    if (polls % kPollsBetweenLooks == 0)
+      stream.watch->look(std::chrono::duration<double>(Clock::now() - start).count());
+    else
+      std::this_thread::yield();
+  }
+}
+
+bool has_address(const void* address) {
+  cudaPointerAttributes attributes{};
+  check_cuda(cudaPointerGetAttributes(&attributes, address), "gpu");
+  return attributes.type == cudaMemoryTypeDevice;
+}
 
 void copy(void* to, const void* from, std::int64_t bytes, const Stream& stream) {
   if (bytes > 0)
@@ -228,6 +260,9 @@ Event& Event::operator=(Event&& other) noexcept {
 }
 void Event::record(const Stream& stream) {
   check_cuda(cudaEventRecord(event_of(handle_), handle_of(stream)), "gpu");
+}
+void Event::hold(const Stream& stream) const {
+  check_cuda(cudaStreamWaitEvent(handle_of(stream), event_of(handle_), 0), "gpu");
 }
 bool Event::passed() const {
   const cudaError_t result = cudaEventQuery(event_of(handle_));

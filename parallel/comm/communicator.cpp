@@ -51,6 +51,7 @@ struct Checker {
   const Call& call;
   const std::string& axis;
   int rank, size;
+  bool takes_bf16;
 
   template <class... Args>
   void expect(bool ok, fmt::format_string<Args...> format, Args&&... args) const {
@@ -61,8 +62,8 @@ struct Checker {
     expect(x.contiguous(), "{}: expected a contiguous view, got strides {} for {}", name, x.strides(),
            x.shape());
     const bool stays = size == 1 && call.kind == Kind::all_gather;
-    expect(stays || x.dtype() != DType::bf16, "{}: expected float32, float64 or int32, got {}", name,
-           x.dtype());
+    expect(stays || takes_bf16 || x.dtype() != DType::bf16, "{}: expected float32, float64 or int32, got {}",
+           name, x.dtype());
   }
   void peer(std::string_view name, int peer) const {
     expect(0 <= peer && peer < size, "{}: expected a rank in [0, {}), got {}", name, size, peer);
@@ -253,8 +254,13 @@ Communicator::Communicator(std::string axis, int rank, int size, std::shared_ptr
 
 Communicator::~Communicator() = default;
 
+void Communicator::make_lanes(std::span<const Lane>) {}
+void Communicator::copy_own(std::byte* to, const std::byte* from, std::size_t bytes) {
+  copy_bytes(to, from, bytes);
+}
+
 Pending Communicator::begin(const Call& call) {
-  Checker{call, axis_, rank_, size_}.run();
+  Checker{call, axis_, rank_, size_, takes_bf16()}.run();
   if (call.kind == Kind::exchange) return begin_exchange(call);
   if ((call.kind == Kind::send || call.kind == Kind::receive) && call.peer == rank_)
     return begin_own_message(call);
@@ -286,7 +292,7 @@ Pending Communicator::begin_exchange(Call call) {
   check(size(own_out) == size(own_in) && (size(own_in) == 0 || own_out.dtype() == own_in.dtype()), axis_,
         "{}: to itself it sends {} bytes of {} and expects {} of {}", to_string(call), size(own_out),
         own_out.dtype(), size(own_in), own_in.dtype());
-  copy_bytes(own_in.raw(), own_out.raw(), size(own_in));
+  if (size(own_in) > 0) copy_own(own_in.raw(), own_out.raw(), size(own_in));
   if (size_ == 1) return {};
   call.outgoing = outgoing, call.incoming = incoming;
   const auto begin = Clock::now();
@@ -356,6 +362,10 @@ void Communicator::receive(std::string_view purpose, View data, int peer, int ta
 }
 void Communicator::barrier(std::string_view purpose, Site where) {
   begin({.kind = Kind::barrier, .purpose = purpose, .where = where}).wait();
+}
+
+void Communicator::open_lanes(std::span<const Lane> lanes) {
+  if (size_ > 1) make_lanes(lanes);
 }
 
 std::unique_ptr<Communicator> Communicator::split(std::string axis, int color, int order, Site where) {

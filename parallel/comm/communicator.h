@@ -3,19 +3,19 @@
 //   parallel/comm/communicator.{h,cpp}  the interface; a group of one rank needs no more than it
 //   parallel/comm/threads.{h,cpp}       the threads of one process as ranks, for tests
 //   parallel/comm/mpi.{h,cpp}           MPI
-//   parallel/comm/nccl.{h,cpp}          NCCL's place: not there yet, and train.device = cuda says so
+//   parallel/comm/nccl.{h,cpp}          NCCL, for the GPU's memory, beside MPI for the host's
 //   parallel/comm/recorder.{h,cpp}      counts of calls, bytes and seconds, by axis and purpose
 //
 // All ranks of a group make the same collective calls in the same order. Where they do not, every rank of the
 // group throws an Error that names both calls and where they stand in the source.
 //
 // Buffers are contiguous views of f32, f64 or i32 (sums of i32 wrap; max works for all three), in host
-// memory. A group of one rank touches a buffer only where a call asks for a copy to another place, so that it
-// takes a GPU's memory and bf16 too where parts are their own part of the whole. Buffers belong to a call
-// from start_x() until wait() returns. Where an exception passes a call under way, MPI may read and write
-// them until the process ends: memory of an Allocator then stays mapped, other memory of more than 2048 bytes
-// has to be kept by its owner. Reductions have a fixed order: the same call on the same numbers gives the
-// same bits, on every rank and in every run.
+// memory; over NCCL also of the GPU's memory, and of bf16 (nccl.h). A group of one rank touches a buffer only
+// where a call asks for a copy to another place, so that it takes a GPU's memory and bf16 too where parts are
+// their own part of the whole. Buffers belong to a call from start_x() until wait() returns. Where an
+// exception passes a call under way, MPI may read and write them until the process ends: memory of an
+// Allocator then stays mapped, other memory of more than 2048 bytes has to be kept by its owner. Reductions
+// have a fixed order: the same call on the same numbers gives the same bits, on every rank and in every run.
 #pragma once
 
 #include <cstdint>
@@ -49,6 +49,12 @@ struct Outgoing {
 struct Incoming {
   int peer = 0;
   View data;
+};
+
+/// A way for messages of GPU memory: those for `purpose`, from every rank to the one `step` after it.
+struct Lane {
+  std::string_view purpose;  ///< a literal
+  int step = 1;              ///< the last rank's next is the first
 };
 
 /// One call as an implementation sees it. `purpose` is a name for tables and messages and must be a literal.
@@ -155,12 +161,28 @@ class Communicator {
   void receive(std::string_view purpose, View data, int peer, int tag, Site where = Site::current());
   void barrier(std::string_view purpose, Site where = Site::current());
 
+  /// A collective call, before messages of GPU memory: opens their lanes. Messages of a lane between two
+  /// ranks have to be received in the order in which they are sent, whatever their tags, and a send is
+  /// complete only once its receive is; lanes and directions do not wait for each other. Messages of host
+  /// memory need none.
+  void open_lanes(std::span<const Lane> lanes);
+
   /// A collective call: ranks of equal `color` >= 0 become a group named `axis`, in the order of `order`.
   std::unique_ptr<Communicator> split(std::string axis, int color, int order, Site where = Site::current());
 
   static constexpr int kMaxTag = 1 << 19;  ///< as many as the MPI libraries of today allow
 
  protected:
+  // What an implementation on top of another one calls of it.
+  static std::unique_ptr<Pending::Work> start_on(Communicator& other, const Call& call) {
+    return other.start(call);
+  }
+  static std::unique_ptr<Communicator> split_of(Communicator& other, std::string axis,
+                                                const std::vector<int>& members, int split) {
+    return other.make_split(std::move(axis), members, split);
+  }
+  static std::shared_ptr<Recorder> recorder_of(const Communicator& other) { return other.recorder_; }
+
   Communicator(std::string axis, int rank, int size, std::shared_ptr<Recorder> recorder);
   /// Called with size() > 1 and checked arguments only. An exchange is without empty messages and those to
   /// itself, and a message's peer is another rank. May return null for a call that is complete.
@@ -169,6 +191,11 @@ class Communicator {
   /// them. They all call this at the same time, and no others; `split` counts the splits of this group.
   virtual std::unique_ptr<Communicator> make_split(std::string axis, const std::vector<int>& members,
                                                    int split) = 0;
+  /// Called with size() > 1.
+  virtual void make_lanes(std::span<const Lane> lanes);
+  virtual bool takes_bf16() const { return false; }
+  /// What an exchange sends to its own rank.
+  virtual void copy_own(std::byte* to, const std::byte* from, std::size_t bytes);
   std::shared_ptr<Recorder> recorder_;
 
  private:

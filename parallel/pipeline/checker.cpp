@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
+#include <optional>
 
 #include "kernels/check.h"
 #include "parallel/pipeline/schedule.h"
@@ -130,6 +132,107 @@ void check_actions(const Schedule& schedule, int rank) {
   }
 }
 
+/// What the streams of GPUs do in a schedule as the executor enqueues it, where a send is complete only once
+/// its receive has begun: before an action the receive of the next one's input begins, after it its send; a
+/// rank waits for the input of an action, and here, sooner than the executor does, for the send of the action
+/// before. Transfers of one kind from one rank are a lane.
+class Streams {
+ public:
+  explicit Streams(const Schedule& schedule)
+      : schedule_(schedule), pp_(static_cast<std::size_t>(schedule.pp())), lanes_(2 * pp_), ranks_(pp_) {
+    for (std::size_t rank = 0; rank < pp_; ++rank) enqueue(rank);
+  }
+
+  /// Both ends of a lane have its transfers in one order, for they meet in that order.
+  void check_order() const {
+    for (std::size_t lane = 0; lane < lanes_.size(); ++lane) {
+      const auto& [sent, received, begun] = lanes_[lane];
+      const auto differ = std::mismatch(sent.begin(), sent.end(), received.begin(), received.end());
+      if (differ.first == sent.end() && differ.second == received.end()) continue;
+      const auto text = [](const Transfer* t) {
+        return t ? fmt::format("that of micro-batch {} between stages {} and {}", t->micro_batch, t->earlier,
+                               t->earlier + 1)
+                 : std::string("none");
+      };
+      fail(kWhere, "{} transfers from rank {}: number {} sent is {}, received {}",
+           lane < pp_ ? "forward" : "backward", lane % pp_, differ.first - sent.begin(),
+           text(differ.first == sent.end() ? nullptr : &*differ.first),
+           text(differ.second == received.end() ? nullptr : &*differ.second));
+    }
+  }
+
+  /// To be called once.
+  void check_progress() {
+    std::vector<std::size_t> done(pp_, 0);
+    for (bool moved = true; moved;) {
+      moved = false;
+      for (std::size_t rank = 0; rank < pp_; ++rank)
+        for (; done[rank] < ranks_[rank].size() && step(ranks_[rank][done[rank]]); ++done[rank]) moved = true;
+    }
+    std::string stuck;
+    for (std::size_t rank = 0; rank < pp_; ++rank)
+      if (done[rank] < ranks_[rank].size()) {
+        const Op& op = ranks_[rank][done[rank]];
+        stuck += fmt::format("{}rank {} waits for {} transfer {} from rank {}", stuck.empty() ? "" : "; ",
+                             rank, op.lane < pp_ ? "forward" : "backward", op.number, op.lane % pp_);
+      }
+    check(stuck.empty(), kWhere, "the schedule deadlocks where sends wait for their receives: {}", stuck);
+  }
+
+ private:
+  struct Transfer {
+    std::int64_t micro_batch, earlier;  // between stages `earlier` and earlier + 1
+    bool operator==(const Transfer&) const = default;
+  };
+  struct Lane {
+    std::vector<Transfer> sent, received;
+    std::array<std::size_t, 2> begun{};  // sends, receives
+  };
+  struct Op {
+    enum class Kind { send, receive, wait } kind;
+    std::size_t lane, number;
+  };
+
+  bool step(const Op& op) {
+    auto& begun = lanes_[op.lane].begun;
+    if (op.kind == Op::Kind::wait) return op.number < std::min(begun[0], begun[1]);
+    return ++begun[op.kind == Op::Kind::receive], true;
+  }
+
+  std::optional<Op> transfer(std::size_t rank, const Action& a, Op::Kind kind) {
+    const bool receives = kind == Op::Kind::receive, forward = is_forward(a);
+    const std::int64_t stage = stage_of(schedule_, static_cast<int>(rank), a),
+                       last = std::int64_t{schedule_.chunks} * schedule_.pp() - 1;
+    if (stage == (forward == receives ? 0 : last)) return {};
+    const std::size_t sender = receives ? (rank + (forward ? pp_ - 1 : 1)) % pp_ : rank;
+    const std::size_t lane = sender + (forward ? 0 : pp_);
+    auto& list = receives ? lanes_[lane].received : lanes_[lane].sent;
+    list.push_back({a.micro_batch, stage - (forward == receives ? 1 : 0)});
+    return ranks_[rank].emplace_back(Op{kind, lane, list.size() - 1});
+  }
+  void wait(std::size_t rank, const std::optional<Op>& op) {
+    if (op) ranks_[rank].push_back({Op::Kind::wait, op->lane, op->number});
+  }
+  void enqueue(std::size_t rank) {
+    const auto& actions = schedule_.ranks[rank];
+    std::optional<Op> input, sent;
+    if (!actions.empty()) input = transfer(rank, actions[0], Op::Kind::receive);
+    for (std::size_t i = 0; i < actions.size(); ++i) {
+      std::optional<Op> next;
+      if (i + 1 < actions.size()) next = transfer(rank, actions[i + 1], Op::Kind::receive);
+      wait(rank, input), wait(rank, sent);
+      sent = transfer(rank, actions[i], Op::Kind::send);
+      input = next;
+    }
+    wait(rank, sent);
+  }
+
+  const Schedule& schedule_;
+  std::size_t pp_;
+  std::vector<Lane> lanes_;  // forward and then backward, by sender
+  std::vector<std::vector<Op>> ranks_;
+};
+
 }  // namespace
 
 void check_schedule(const Schedule& schedule) {
@@ -154,6 +257,9 @@ void check_schedule(const Schedule& schedule) {
                              input.stage, input.stage % schedule.pp());
   }
   check(stuck.empty(), kWhere, "the schedule deadlocks: {}", stuck);
+  if (schedule.pp() == 1) return;
+  Streams streams(schedule);
+  streams.check_order(), streams.check_progress();
 }
 
 Timeline simulate(const Schedule& schedule, std::span<const double> forward, std::span<const double> backward,

@@ -1,5 +1,6 @@
 #include "parallel/pipeline/executor.h"
 
+#include <array>
 #include <deque>
 #include <map>
 #include <utility>
@@ -8,6 +9,9 @@
 
 namespace transmamba {
 namespace {
+
+constexpr std::array<Lane, 2> kLanes{{{"stage output", 1}, {"stage output gradients", -1}}};
+const Lane& lane_of(bool is_forward) { return kLanes[is_forward ? 0 : 1]; }
 
 class Run {
  public:
@@ -24,7 +28,8 @@ class Run {
         backwards_(static_cast<std::size_t>(schedule.chunks)) {}
 
   void operator()() {
-    // The next action's input is on its way while this one is computed.
+    // The next action's input is on its way while this one is computed. Over NCCL the receive that is started
+    // here before this action's send does not hold it up, for it is of another lane or direction.
     Transfer input = actions_.empty() ? Transfer() : receive(actions_[0]);
     for (std::size_t i = 0; i < actions_.size(); ++i) {
       Transfer next = i + 1 < actions_.size() ? receive(actions_[i + 1]) : Transfer();
@@ -81,18 +86,19 @@ class Run {
     const std::int64_t width = model_.hidden_size();
     Tensor data = context_.empty({TokenShard(mesh_.tp(), tokens.numel()).rows, width});
     const int earlier = stage_index(a) - (is_forward ? 1 : 0);
-    Pending pending = mesh_.pp().start_receive(is_forward ? "stage output" : "stage output gradients", data,
-                                               neighbour(is_forward ? -1 : 1), tag(a, earlier));
+    Pending pending = mesh_.pp().start_receive(lane_of(is_forward).purpose, data,
+                                               neighbour(-lane_of(is_forward).step), tag(a, earlier));
     return {data, std::move(pending)};
   }
 
   void send(const Action& a, Tensor data) {
     const bool is_forward = a.kind == Action::Kind::forward;
     const int earlier = stage_index(a) - (is_forward ? 0 : 1);
-    // Sends of long ago are done: their buffers can go.
+    // Sends of long ago are done, and their buffers can go. On a GPU its stream waits for them here, which
+    // check_schedule() proves harmless.
     while (sent_.size() > 2 * static_cast<std::size_t>(schedule_.chunks)) sent_.pop_front();
-    Pending pending = mesh_.pp().start_send(is_forward ? "stage output" : "stage output gradients", data,
-                                            neighbour(is_forward ? 1 : -1), tag(a, earlier));
+    Pending pending = mesh_.pp().start_send(lane_of(is_forward).purpose, data,
+                                            neighbour(lane_of(is_forward).step), tag(a, earlier));
     sent_.push_back({std::move(data), std::move(pending)});
   }
 
@@ -137,6 +143,8 @@ class Run {
 };
 
 }  // namespace
+
+void open_transfers(const Mesh& mesh) { mesh.pp().open_lanes(kLanes); }
 
 void run_schedule(const Context& context, const Model& model, const Schedule& schedule,
                   const Batches& batches, const View& loss, const RunOptions& options) {

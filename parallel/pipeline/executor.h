@@ -26,6 +26,9 @@ struct RunOptions {
   std::function<void(const Action&, const Tensor& output, const Model::Saved&)> observe = {};
 };
 
+/// A collective call on the mesh's pp axis, before the first schedule is run: its lanes.
+void open_transfers(const Mesh& mesh);
+
 /// Runs `schedule` (of the model's pp and chunks). loss (1) float64, on the device, += the sum of the token
 /// losses, in nats, of the tokens of which this rank is the one that counts: tp rank 0 of the last stage's.
 void run_schedule(const Context& context, const Model& model, const Schedule& schedule,

@@ -38,7 +38,9 @@ Schedule one_forward_one_backward(int pp, int chunks, std::int64_t micro_batches
 Schedule forward_only(int pp, int chunks, std::int64_t micro_batches);
 
 /// Throws Error unless every stage runs every micro-batch forward (and backward) exactly once, in an order in
-/// which all ranks can finish, each waiting only for what others send.
+/// which all ranks can finish, each waiting only for what others send. The same with sends that wait for
+/// their receives, as GPUs' do, and both ends of a lane of transfers (parallel/comm/communicator.h) in one
+/// order.
 void check_schedule(const Schedule& schedule);
 
 /// When every action runs, if each takes as long as said for its virtual stage (and nothing else takes time).

@@ -54,6 +54,14 @@ TEST(Gpu, AnOlderOneNeedsABuildOfItsOwnForOtherTypes) {
   EXPECT_NO_THROW(check_gpu(with_dtype("float32"), gpu));
 }
 
+TEST(Gpu, EveryRankNeedsOneOfItsOwn) {
+  EXPECT_NO_THROW(check_own_gpus({"a", "c", "b"}, "NVIDIA H200"));
+  EXPECT_THAT(error_of([] {
+                check_own_gpus({"a", "b", "a"}, "NVIDIA H200");
+              }),
+              AllOf(HasSubstr("a GPU for every rank"), HasSubstr("ranks 0 and 2"), HasSubstr("NVIDIA H200")));
+}
+
 TEST(Gpu, AHopperWantsABuildForHopperWhereProductsAreOfWarpgroups) {
   gpu::Info gpu = hopper();
   gpu.built_for = "80";  // whose PTX the driver has compiled for it

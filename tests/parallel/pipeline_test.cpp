@@ -132,6 +132,27 @@ TEST(CheckSchedule, FindsADeadlockThatNoRankCanSeeAlone) {
                       "0 on rank 0")));
 }
 
+TEST(CheckSchedule, FindsTransfersThatAreReceivedInAnotherOrder) {
+  constexpr auto forward = Action::Kind::forward, backward = Action::Kind::backward;
+  Schedule schedule = one_forward_one_backward(2, 1, 2);
+  schedule.ranks[0] = {{forward, 0, 0}, {forward, 0, 1}, {backward, 0, 0}, {backward, 0, 1}};
+  schedule.ranks[1] = {{forward, 0, 1}, {backward, 0, 1}, {forward, 0, 0}, {backward, 0, 0}};
+  EXPECT_EQ(
+      error_of([&] { check_schedule(schedule); }),
+      "[pipeline] forward transfers from rank 0: number 0 sent is that of micro-batch 0 between stages 0 "
+      "and 1, received that of micro-batch 1 between stages 0 and 1");
+}
+
+/// All forwards first, and a last rank that sends gradients from the start.
+TEST(CheckSchedule, FindsADeadlockOfSendsThatWaitForTheirReceives) {
+  Schedule schedule = one_forward_one_backward(2, 1, 8);
+  schedule.ranks[0] = forward_only(2, 1, 8).ranks[0];
+  for (std::int64_t m = 0; m < 8; ++m) schedule.ranks[0].push_back({Action::Kind::backward, 0, m});
+  EXPECT_EQ(error_of([&] { check_schedule(schedule); }),
+            "[pipeline] the schedule deadlocks where sends wait for their receives: rank 0 waits for forward "
+            "transfer 2 from rank 0; rank 1 waits for backward transfer 0 from rank 1");
+}
+
 TEST(CheckSchedule, RejectsEveryRemovedAndMostSwappedActions) {
   const Schedule good = one_forward_one_backward(3, 2, 6);
   for (std::size_t rank = 0; rank < 3; ++rank) {

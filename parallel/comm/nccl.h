@@ -1,0 +1,44 @@
+// Ranks as processes with a GPU each, under NCCL.
+//
+// A group is one of MPI and one of NCCL, of the same ranks. Calls on GPU memory go through NCCL; host memory,
+// barriers and the choices of split() go through MPI. An exchange is of GPU memory only, for a rank with
+// nothing to say in it could not tell.
+//
+// Order: a call begins after all that was enqueued on the compute stream before start_x(), and what is
+// enqueued there after wait(), or after the Pending is gone, begins after the call. The host waits for
+// neither, so memory that is freed after wait() may be handed out again in the order of the compute stream.
+//
+// Beyond what communicator.h says: bf16 is taken; sums have the order that NCCL chooses, the same in every
+// run on the same machine; a maximum of a NaN and a number may be either; ranks' calls on GPU memory are not
+// compared with each other; the recorder's seconds are those of the host, which only enqueues.
+#pragma once
+
+#include <memory>
+
+#include "parallel/comm/communicator.h"
+
+namespace transmamba {
+
+/// What all NCCL groups of a process share. As Stream::watch of the compute stream it throws Error while the
+/// host waits: where NCCL reports one, and where for `timeout_seconds` no call has come to its end although
+/// some are under way; it names the calls. Must outlive the communicators.
+class NcclEngine : public Watch {
+ public:
+  explicit NcclEngine(const Stream& compute, double timeout_seconds = 600);
+  ~NcclEngine() override;
+  void set_timeout(double seconds);
+  void look(double seconds) override;
+
+  struct State;
+  const std::shared_ptr<State>& state() const { return state_; }
+
+ private:
+  std::shared_ptr<State> state_;
+};
+
+/// The ranks of `host`, which is over MPI and has more than one. A collective call; each rank has selected
+/// its own GPU. Destroyed while an exception passes, the first group aborts all calls of the process on GPU
+/// memory: the other ranks may never make their side of them.
+std::unique_ptr<Communicator> nccl_communicator(std::unique_ptr<Communicator> host, NcclEngine& engine);
+
+}  // namespace transmamba
