@@ -25,7 +25,6 @@ using Kind = Call::Kind;
 using Clock = std::chrono::steady_clock;
 
 class Queue;
-
 }  // namespace
 
 struct NcclEngine::State {
@@ -230,18 +229,17 @@ class NcclCommunicator : public Communicator {
         calls_(engine_, axis(), make_comm()) {}
   /// The end of a communicator waits for that of the node's other ranks: one lane after the other, as made.
   ~NcclCommunicator() override {
-    for (std::unique_ptr<Queue>& lane : lanes_) lane.reset();
+    for (auto& lane : lanes_) lane.reset();
   }
 
  private:
-  /// Messages between two ranks have a queue of their own for every lane and direction. Sends of NCCL wait
-  /// for their receives and calls of one queue for each other, so in a queue that two kinds of messages
-  /// shared a receive that was started early (parallel/pipeline/executor.cpp starts that of the next action
-  /// before this one's send) would hold up the send that its sender waits for. With one sender, one receiver
-  /// and one order, which check_schedule() proves of a pipeline, both sides enqueue the same calls.
+  /// Messages between two ranks have a queue of their own for every lane and direction: a call of a queue
+  /// waits for the one before it, sends of NCCL for their receives, and a receive that is started early
+  /// (parallel/pipeline/executor.cpp) must not hold up the send that its sender waits for. With one order at
+  /// both ends, which check_schedule() proves of a pipeline, both sides enqueue the same calls.
   struct Ring {
     std::string purpose;
-    int step = 1;
+    int step;
     Queue *out = nullptr, *in = nullptr;  // to rank 1 of the pair, and from its rank 0
   };
 
@@ -250,8 +248,7 @@ class NcclCommunicator : public Communicator {
     if (is_empty(call)) return nullptr;  // on every rank, whatever its address
     if (!is_on_gpu(call)) return start_on(*host_, call);
     if (call.kind == Kind::exchange && call.outgoing.empty() && call.incoming.empty()) return nullptr;
-    const bool is_message = call.kind == Kind::send || call.kind == Kind::receive;
-    return (is_message ? message_queue(call) : calls_).run(call);
+    return (call.kind == Kind::send || call.kind == Kind::receive ? message_queue(call) : calls_).run(call);
   }
 
   static bool is_empty(const Call& call) {
@@ -299,8 +296,7 @@ class NcclCommunicator : public Communicator {
             lane.purpose, lane.step);
       const auto is_same = [&](const Ring& r) { return r.purpose == lane.purpose && r.step == lane.step; };
       if (std::any_of(rings_.begin(), rings_.end(), is_same)) continue;
-      Ring& ring = rings_.emplace_back();
-      ring.purpose = lane.purpose, ring.step = lane.step;
+      Ring& ring = rings_.emplace_back(Ring{std::string(lane.purpose), lane.step});
       for (int phase = 0; phase < 2 + n % 2; ++phase) {
         const int after = rank(), before = (rank() + n - 1) % n;  // this rank's edges
         const bool is_first = phase_of(after) == phase, is_second = phase_of(before) == phase;
