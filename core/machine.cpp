@@ -136,6 +136,7 @@ Machine Machine::load(const std::filesystem::path& file) {
     at.read("call", cost.call);
     at.read("forward", cost.forward);
     at.read("backward", cost.backward);
+    at.read("call_backward", cost.call_backward);
   });
   top.read("ranks_per_host", m.ranks_per_host);
   m.within_host = read_links(top.at("within_host"));
@@ -147,7 +148,10 @@ void Machine::save(const std::filesystem::path& file) const {
   Json json{{"version", kVersion}, {"name", name}, {"measured_on", measured_on}, {"dtype", dtype}};
   json["gemm"] = {{"call", gemm_call}, {"flop", gemm_flop}, {"byte", gemm_byte}};
   for_each_op(*this, [&](const char* op, const OpCost& cost) {
-    json[op] = {{"call", cost.call}, {"forward", cost.forward}, {"backward", cost.backward}};
+    json[op] = {{"call", cost.call},
+                {"forward", cost.forward},
+                {"call_backward", cost.call_backward},
+                {"backward", cost.backward}};
   });
   json["ranks_per_host"] = ranks_per_host;
   json["within_host"] = write_links(within_host);
@@ -169,18 +173,18 @@ Machine Machine::builtin_cpu() {
   m.measured_on = "one core of an Intel Xeon, 2026-11";
   m.dtype = "float32";
   m.gemm_call = 2e-6, m.gemm_flop = 1.0 / 110e9, m.gemm_byte = 1.0 / 40e9;
-  m.attention = {2e-6, 6e-11, 1.1e-10};
-  m.scan = {2e-6, 1.0e-10, 3.4e-10};
-  m.summary = {2e-6, 1.7e-11, 5.2e-11};
-  m.qkv_conv = {2e-6, 7.8e-10, 1.9e-9};
+  m.attention = {2e-6, 6e-11, 1.1e-10, 2e-6};
+  m.scan = {2e-6, 1.0e-10, 3.4e-10, 2e-6};
+  m.summary = {2e-6, 1.7e-11, 5.2e-11, 2e-6};
+  m.qkv_conv = {2e-6, 7.8e-10, 1.9e-9, 2e-6};
   m.rotation = {0, 1.0e-9, 1.0e-9};
-  m.norm = {1e-6, 2.5e-10, 1.1e-9};
-  m.gated_norm = {1e-6, 9.5e-10, 2.6e-9};
-  m.swiglu = {1e-6, 5.6e-10, 8.0e-10};
-  m.copy = {1e-6, 1.2e-10, 0};
-  m.embedding = {1e-6, 1.6e-10, 1.5e-10};
-  m.cross_entropy = {1e-6, 5.4e-10, 4.7e-10};
-  m.adamw = {1e-6, 6.0e-10, 0};
+  m.norm = {1e-6, 2.5e-10, 1.1e-9, 1e-6};
+  m.gated_norm = {1e-6, 9.5e-10, 2.6e-9, 1e-6};
+  m.swiglu = {1e-6, 5.6e-10, 8.0e-10, 1e-6};
+  m.copy = {1e-6, 1.2e-10, 0, 0};
+  m.embedding = {1e-6, 1.6e-10, 1.5e-10, 1e-6};
+  m.cross_entropy = {1e-6, 5.4e-10, 4.7e-10, 1e-6};
+  m.adamw = {1e-6, 6.0e-10, 0, 0};
   m.ranks_per_host = 64;
   const LinkCost shared{5e-6, 1.0 / 5e9}, network{30e-6, 1.0 / 1.2e9};
   m.within_host = {shared, shared, shared, shared, shared, 2};

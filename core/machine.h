@@ -12,10 +12,12 @@
 
 namespace transmamba {
 
-/// Seconds that a kernel takes: `call` for being called, then per unit of work, forward and backward.
+/// Seconds that a kernel takes, forward and backward: for being called, then per unit of work.
 struct OpCost {
   double call = 0;
   double forward = 0, backward = 0;
+  double call_backward = 0;
+  double calls() const { return call + call_backward; }
 };
 
 /// A collective among n ranks: its number of ring steps times `latency`, and `byte` for each byte that a rank
@@ -31,7 +33,7 @@ struct Links {
 };
 
 struct Machine {
-  static constexpr int kVersion = 2;
+  static constexpr int kVersion = 3;
   std::string name;         ///< the user's
   std::string measured_on;  ///< device, cores, date, or where the numbers are from
   std::string dtype;        ///< of the measurement: float32, float64 or bfloat16

@@ -109,11 +109,11 @@ class Bench {
     const std::vector<double> ahead = fit(rows, forward);
     const std::vector<double> behind =
         rows_back.empty() ? std::vector<double>(ahead.size(), 0.0) : fit(rows_back, backward);
-    // One cost of a call for both ways: it matters little, and less in backward.
-    cost = {ahead[0], ahead[1], behind[1]};
+    cost = {ahead[0], ahead[1], behind[1], behind[0]};
     if (rotation) *rotation = {0, ahead[2], behind[2]};
     for (Try& t : tries) {
-      t.check.predicted = cost.call + (t.back ? cost.backward : cost.forward) * t.units;
+      t.check.predicted =
+          t.back ? cost.call_backward + cost.backward * t.units : cost.call + cost.forward * t.units;
       if (rotation) t.check.predicted += (t.back ? rotation->backward : rotation->forward) * t.rotated;
       checks_.push_back(t.check);
     }

@@ -15,23 +15,28 @@ namespace {
 ContextLayout balance_mixers(const Config& c, const Machine& machine) {
   std::map<std::int64_t, double> mixers;
   for (const std::int64_t p : resolve_transpoints(c.model, c.train.seq_len)) mixers[p] += 1;
-  // Calls cost by the segment, and pieces become segments only after they are dealt.
+  // Calls cost by the segment, and pieces become segments only after they are dealt. Attention's are few.
   Machine per_token = machine;
-  for (OpCost* op : {&per_token.attention, &per_token.scan, &per_token.summary}) op->call = 0;
+  const double scan_calls = machine.scan.calls() + machine.summary.calls();
+  std::vector<double> segment{machine.qkv_conv.calls() * static_cast<double>(c.model.num_mixers())};
+  for (const auto& [p, count] : mixers) segment.push_back(p < c.train.seq_len ? count * scan_calls : 0);
+  for (OpCost* op : {&per_token.attention, &per_token.scan, &per_token.summary})
+    op->call = op->call_backward = 0;
   const double tokens = static_cast<double>(c.train.seq_len);
   Seconds rest = mixer_rest_seconds(c.model, machine, tokens, 1) * static_cast<double>(c.model.num_mixers());
   rest += mlp_seconds(c.model, machine, tokens, 1) *
           static_cast<double>(c.model.num_layers - c.model.num_mixers());
   rest += embedding_seconds(c.model, machine, tokens, 1);
   rest += head_seconds(c.model, machine, tokens, 1);
-  return balanced_layout(c.train.seq_len, c.parallel.cp, [&](Segment s) {
+  const PartCosts cost = [&](Segment s) {
     std::vector<double> parts{rest.total() * static_cast<double>(s.size()) / tokens};
     for (const auto& [p, count] : mixers)
       parts.push_back(
           count * mixing_seconds(c.model, per_token, p, c.train.seq_len, s.begin, s.end, 1, c.parallel.cp > 1)
                       .total());
     return parts;
-  });
+  };
+  return balanced_layout(c.train.seq_len, c.parallel.cp, cost, segment);
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ TEST(Machine, NamesTheFileAndTheKeyThatAreWrong) {
   EXPECT_THAT(complaint("\"latency\": ", "\"latency\": -"), HasSubstr("within_host.all_reduce.latency"));
   EXPECT_THAT(complaint("\"flop\": ", "\"flop\": [],\"x\": "),
               AllOf(HasSubstr("gemm.flop"), HasSubstr("[]")));
-  EXPECT_THAT(complaint("\"version\": 2", "\"version\": 9"), HasSubstr("version: expected 2, got 9"));
+  EXPECT_THAT(complaint("\"version\": 3", "\"version\": 9"), HasSubstr("version: expected 3, got 9"));
   EXPECT_THAT(complaint("float32", "float33"), HasSubstr("dtype: expected one of"));
   EXPECT_THAT(complaint("{", "{{"), HasSubstr("expected a JSON object"));
   EXPECT_THAT(error_of([&] { Machine::load(folder / "none.json"); }),
