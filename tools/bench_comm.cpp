@@ -241,24 +241,27 @@ std::string lines_of(const Axis& axis, const Links& links) {
   return text + "; a machine file keeps each size\n";
 }
 
-/// Sets what was measured in a machine file that is there, or in one of built-in numbers.
-void save(const Options& options, const Links* within, const Links* between, std::int64_t ranks_per_host) {
-  Machine machine = std::filesystem::exists(options.output) ? Machine::load(options.output) : Machine();
-  if (machine.dtype.empty()) {
-    machine = Machine::of({}, options.config.train.device);
-    machine.name = host_name();
-  }
+/// The machine file that is there, or the one that will be: of built-in numbers.
+Machine machine_before(const Options& options) {
+  if (std::filesystem::exists(options.output)) return Machine::load(options.output);
+  Machine machine = Machine::of({}, options.config.train.device);
+  machine.name = host_name();
+  return machine;
+}
+
+void save(const std::string& file, Machine machine, const std::optional<Links>& within,
+          const std::optional<Links>& between, std::int64_t ranks_per_host) {
   if (within) machine.within_host = *within;
   if (between) machine.between_hosts = *between;
-  // Without other hosts, there may be no more ranks on this one than there were: then all are within it.
+  // Without other hosts, there may be more ranks on this one than there were: then all are within it.
   machine.ranks_per_host = between ? ranks_per_host : std::max(machine.ranks_per_host, ranks_per_host);
-  const auto name = [](const Links* links) {
+  const auto name = [](const std::optional<Links>& links) {
     return links ? fmt::format("{} ranks", links->ranks) : "as before";
   };
   machine.measured_on = fmt::format("{}; links (bench comm) within a host: {}, between hosts: {}",
                                     machine.measured_on.substr(0, machine.measured_on.find("; links")),
                                     name(within), name(between));
-  machine.save(options.output);
+  machine.save(file);
 }
 
 }  // namespace
@@ -281,8 +284,10 @@ int bench_comm(Process& process, const std::vector<std::string>& arguments) {
   const std::vector<Axis> axes =
       is_one_axis ? std::vector<Axis>{{"world", world.get()}} : axes_of(*mesh, degrees);
   std::vector<std::int64_t> sizes;
+  Machine machine;
   Tensor x, y;
   agree(*world, kWhere, [&] {
+    if (world->rank() == 0 && !options.output.empty()) machine = machine_before(options);
     sizes = sizes_of(options, session, process, axes);
     x = context.empty({sizes.back() / size_of(context.dtype)}), y = context.empty(x.shape());
   });
@@ -306,8 +311,7 @@ int bench_comm(Process& process, const std::vector<std::string>& arguments) {
     if (!speaks) return;
     if (!options.json.empty()) report.write(options.json);
     if (!options.output.empty())
-      save(options, within ? &*within : nullptr, between ? &*between : nullptr,
-           std::count(hosts.begin(), hosts.end(), hosts[0]));
+      save(options.output, machine, within, between, std::count(hosts.begin(), hosts.end(), hosts[0]));
   });
   report.print(fmt::format("\n{}\n{}", format_checks(checks), lines));
   if (!options.output.empty())
