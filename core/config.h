@@ -56,6 +56,7 @@ struct TrainConfig {
   bool cuda_graphs = true;               ///< micro-batches on one GPU are captured once and replayed
   bool deterministic = true;             ///< the same run twice gives the same bits
   std::string recompute = "none";        ///< none, selective, full
+  std::string bind = "auto";             ///< auto, none: of a rank to cores near its GPU (launch/binding.h)
   std::int64_t threads = 0;              ///< cores this rank uses; 0: all it may
   std::int64_t validate_every = 0;       ///< steps; 0: only at the end, where there is validation data
   std::int64_t validate_sequences = 32;  ///< at most

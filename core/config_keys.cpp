@@ -167,6 +167,8 @@ std::vector<ConfigKey> make_keys() {
       choice(MEMBER(train.recompute), {"none", "selective", "full"},
              "what backward computes again instead of keeping it; selective: norms' outputs, convolved q, k, "
              "v, SwiGLU's output; full: all but each layer's input"),
+      choice(MEMBER(train.bind), {"auto", "none"},
+             "auto: a rank on a GPU keeps to the cores near it, unless its launcher chose others"),
       integer(MEMBER(train.threads), 0, 1024, "cores this rank uses; 0: all it may"),
       integer(MEMBER(train.validate_every), 0, kAny, "steps between validations; 0: only at the end"),
       integer(MEMBER(train.validate_sequences), 1, kCount, "validation sequences, at most"),

@@ -1,5 +1,6 @@
 #include "core/machine.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -61,6 +62,24 @@ class Reader {
           "{}: {}: expected an integer of at least 1, got {}", file_, name(key), v.dump());
     out = v.get<std::int64_t>();
   }
+  /// Left as it is where the file has none: files of before had no curves.
+  void read(const std::string& key, std::vector<LinkCost::Point>& out) const {
+    if (!json_.contains(key)) return;
+    const Json& list = value(key);
+    const auto is_point = [](const Json& p) {
+      return p.is_array() && p.size() == 2 && p[0].is_number() && p[1].is_number() &&
+             p[0].get<double>() >= 0 && p[1].get<double>() > 0 && std::isfinite(p[0].get<double>()) &&
+             std::isfinite(p[1].get<double>());
+    };
+    double last = -1;
+    for (const Json& point : list) {
+      check(list.is_array() && is_point(point) && point[0].get<double>() > last, kWhere,
+            "{}: {}: expected a list of [bytes, seconds] with rising bytes, got {}", file_, name(key),
+            point.dump());
+      last = point[0].get<double>();
+      out.push_back({last, point[1].get<double>()});
+    }
+  }
   void read(const std::string& key, std::string& out) const {
     const Json& v = value(key);
     check(v.is_string(), kWhere, "{}: {}: expected text, got {}", file_, name(key), v.dump());
@@ -82,8 +101,11 @@ Links read_links(const Reader& in) {
   Links links;
   in.read("ranks", links.ranks);
   for_each_link(links, [&](const char* name, LinkCost& link) {
-    in.at(name).read("latency", link.latency);
-    in.at(name).read("byte", link.byte);
+    const Reader at = in.at(name);
+    at.read("latency", link.latency);
+    at.read("byte", link.byte);
+    at.read("curve", link.curve);
+    if (!link.curve.empty()) at.read("steps", link.steps);
   });
   return links;
 }
@@ -92,6 +114,9 @@ Json write_links(const Links& links) {
   Json out{{"ranks", links.ranks}};
   for_each_link(links, [&](const char* name, const LinkCost& link) {
     out[name] = {{"latency", link.latency}, {"byte", link.byte}};
+    if (link.curve.empty()) return;
+    out[name]["steps"] = link.steps;
+    for (const LinkCost::Point& p : link.curve) out[name]["curve"].push_back({p.bytes, p.seconds});
   });
   return out;
 }
@@ -226,8 +251,28 @@ Machine Machine::builtin_h200() {
   return m;
 }
 
+/// Between two points as a line through both, which is right wherever a call has a latency and a rate; below
+/// the first as a line from the latency alone; past the last at the last one's rate.
+double LinkCost::seconds(double bytes, double call_steps) const {
+  if (curve.empty()) return call_steps * latency + bytes * byte;
+  const Point last = curve.back();
+  double measured = last.seconds * (last.bytes > 0 ? bytes / last.bytes : 1);
+  Point from{0, std::min(steps * latency, curve.front().seconds)};
+  for (const Point& to : curve) {
+    if (bytes <= to.bytes) {
+      const double part = to.bytes > from.bytes ? (bytes - from.bytes) / (to.bytes - from.bytes) : 1;
+      measured = from.seconds + part * (to.seconds - from.seconds);
+      break;
+    }
+    from = to;
+  }
+  if (call_steps == steps) return measured;
+  // Where next to all of it is latency, as if all were.
+  return std::max(measured + (call_steps - steps) * latency, measured * std::min(1.0, call_steps / steps));
+}
+
 double collective_seconds(const LinkCost& link, std::int64_t ranks, double bytes, double steps) {
-  return ranks <= 1 ? 0 : steps * link.latency + bytes * link.byte;
+  return ranks <= 1 ? 0 : link.seconds(bytes, steps);
 }
 
 double all_reduce_seconds(const Links& links, std::int64_t ranks, double bytes) {

@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace transmamba {
 
@@ -21,10 +22,18 @@ struct OpCost {
 };
 
 /// A collective among n ranks: its number of ring steps times `latency`, and `byte` for each byte that a rank
-/// sends (Traffic in parallel/comm/recorder.h counts them).
+/// sends (Traffic in parallel/comm/recorder.h counts them). No line is near a library that changes its
+/// algorithm with the size, so where times were measured they count, straight from one size to the next; for
+/// other numbers of ranks than were measured `latency` corrects them.
 struct LinkCost {
+  struct Point {
+    double bytes = 0, seconds = 0;
+  };
   double latency = 0;
   double byte = 0;
+  double steps = 0;               ///< of the measurement behind `curve`
+  std::vector<Point> curve = {};  ///< by bytes, rising; may be empty
+  double seconds(double bytes, double steps) const;
 };
 
 struct Links {

@@ -17,6 +17,7 @@ int generate(Process& process, std::vector<std::string> arguments);
 int plan(Process& process, std::vector<std::string> arguments);
 int bench(Process& process, std::vector<std::string> arguments);
 int bench_kernels(Process& process, const std::vector<std::string>& arguments);  ///< of `bench kernels`
+int bench_comm(Process& process, const std::vector<std::string>& arguments);     ///< of `bench comm`
 
 inline bool is_help(const std::string& word) { return word == "--help" || word == "-h" || word == "help"; }
 
