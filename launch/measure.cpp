@@ -67,11 +67,8 @@ class Bench {
   using At = std::function<Point(std::int64_t)>;
 
   double time(const std::function<void()>& kernel) const {
-    const auto whole = [&] {
-      kernel();
-      synchronize(context_);
-    };
-    return time_together(world_, whole, seconds_);
+    return time_in_turns(
+        world_, {kernel}, [&] { synchronize(context_); }, seconds_)[0];
   }
 
   /// Fits `cost`; with `rotation` also what points of `rotated_at` cost beyond that.

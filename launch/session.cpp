@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <map>
 
 #include "kernels/elementwise.h"
@@ -58,6 +59,9 @@ Session::Session(const TrainConfig& config, const Process& process)
 /// Its cores are chosen first: what the driver gets of the host's memory then lies there. Gives the number of
 /// ranks on these cores.
 int Session::take_gpu(const TrainConfig& config, const Process* process, int ranks_on_cores) {
+  // Every group and lane of ranks has a stream, and as many queues of the driver as it allows keep one that
+  // waits for another rank from holding up others. Read when the driver starts; a user's own choice stays.
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
   const int count = gpu::count(), local_rank = process ? process->local_rank() : 0,
             local_size = process ? process->local_size() : 1, device = local_rank % count;
   if (config.bind == "auto") {
