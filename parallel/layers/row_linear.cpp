@@ -13,7 +13,8 @@ void RowLinear::forward(const Context& context, ConstView x, ConstView residual,
           .transpose_b = true,
           .addend = addend,
           .c = rows,
-          .beta = run.is_mine ? 1.0 : 0.0},
+          .beta = run.is_mine ? 1.0 : 0.0,
+          .spare = run.spare},
          context.stream);
   });
   sums.finish();
@@ -22,7 +23,8 @@ void RowLinear::forward(const Context& context, ConstView x, ConstView residual,
 void RowLinear::backward(const Context& context, const Tensor& doutput, ConstView x, View dx) const {
   GatherTokens dy(context, *tp_, "row linear: token gradients", doutput, x.dim(0));
   dy.each([&](const TokenRun& run, const View& rows) {
-    gemm({.a = rows, .b = weight_.value(), .c = dx.slice(0, run.begin, run.end)}, context.stream);
+    gemm({.a = rows, .b = weight_.value(), .c = dx.slice(0, run.begin, run.end), .spare = run.spare},
+         context.stream);
   });
   gemm({.a = dy.finish(), .transpose_a = true, .b = x, .c = weight_.grad(), .beta = 1}, context.stream);
 }

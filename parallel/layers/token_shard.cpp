@@ -27,9 +27,9 @@ TokenShard::TokenShard(const Communicator& tp, std::int64_t all)
       rank_(tp.rank()),
       ranks_(tp.size()) {}
 
-TokenRun TokenShard::run_of(int step) const {
+TokenRun TokenShard::run_of(int step, bool moves) const {
   const std::int64_t begin = std::min((rank_ + step + ranks_) % ranks_ * rows, tokens);
-  return {begin, std::min(begin + rows, tokens), step == 0};
+  return {begin, std::min(begin + rows, tokens), step == 0, moves ? kTransferProcessors : 0};
 }
 
 GatherTokens::GatherTokens(const Context& context, Communicator& tp, std::string_view purpose,

@@ -13,10 +13,15 @@
 
 namespace transmamba {
 
+/// Multiprocessors of a GPU that a transfer wants (Gemm::spare): a product that took all would have it wait
+/// for its own end. NCCL's messages on NVLink run on up to 32.
+constexpr int kTransferProcessors = 32;
+
 /// Tokens [begin, end): a rank's run.
 struct TokenRun {
   std::int64_t begin, end;
   bool is_mine;
+  int spare;  ///< for those of other runs that are on their way meanwhile
 };
 
 /// `tokens` = b t rows, cut in runs of `rows` = ceil(tokens / tp): rank i has [i rows, (i + 1) rows). Where
@@ -25,8 +30,9 @@ struct TokenRun {
 struct TokenShard {
   TokenShard(const Communicator& tp, std::int64_t tokens);
   std::int64_t tokens, rows;
-  std::int64_t mine;                ///< rows of this rank that are tokens
-  TokenRun run_of(int step) const;  ///< of the rank `step` after this one, or before it; |step| < tp
+  std::int64_t mine;  ///< rows of this rank that are tokens
+  /// Of the rank `step` after this one, or before it; |step| < tp. `moves`: others are on their way.
+  TokenRun run_of(int step, bool moves = false) const;
 
  private:
   int rank_, ranks_;
@@ -42,7 +48,8 @@ class GatherTokens {
   template <class F>
   void each(F&& use) {
     for (int step = 0; step < tp_.size(); ++step)
-      if (const View rows = arrived(step); rows.numel() > 0) use(shape_.run_of(-step), rows);
+      if (const View rows = arrived(step); rows.numel() > 0)
+        use(shape_.run_of(-step, /*moves=*/step + 1 < tp_.size()), rows);
   }
   Tensor finish();
 
@@ -65,7 +72,8 @@ class ScatterTokens {
   template <class F>
   void each(std::string_view purpose, F&& make) {
     for (int step = 1; step <= tp_.size(); ++step) {
-      if (const View rows = addend(step); rows.numel() > 0) make(shape_.run_of(step % tp_.size()), rows);
+      if (const View rows = addend(step); rows.numel() > 0)
+        make(shape_.run_of(step % tp_.size(), /*moves=*/step > 1), rows);
       if (step < tp_.size()) start(purpose, step);
     }
   }
