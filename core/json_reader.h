@@ -1,0 +1,67 @@
+// Reads keys of nested JSON objects that people or other programs wrote, and knows the whole name of each for
+// messages.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+
+#include "kernels/check.h"
+
+namespace transmamba {
+
+class JsonReader {
+ public:
+  using Json = nlohmann::ordered_json;
+  /// For messages: who reads, which file, and what to tell those who miss a key ("; do ..").
+  struct Origin {
+    std::string where, file, hint;
+  };
+
+  JsonReader(const Json& json, Origin origin, std::string path = "")
+      : json_(json), origin_(std::move(origin)), path_(std::move(path)) {
+    check(json_.is_object(), origin_.where, "{}: {}expected a JSON object", origin_.file,
+          path_.empty() ? "" : path_ + ": ");
+  }
+
+  bool has(const std::string& key) const { return json_.contains(key); }
+  JsonReader at(const std::string& key) const { return {value(key), origin_, name(key)}; }
+  void read(const std::string& key, double& out) const {
+    const Json& v = value(key);
+    check(v.is_number() && std::isfinite(v.get<double>()) && v.get<double>() >= 0, origin_.where,
+          "{}: {}: expected a number of at least 0, got {}", origin_.file, name(key), v.dump());
+    out = v.get<double>();
+  }
+  void read(const std::string& key, std::int64_t& out) const {
+    const Json& v = value(key);
+    check(v.is_number_integer() && v.get<std::int64_t>() >= 1, origin_.where,
+          "{}: {}: expected an integer of at least 1, got {}", origin_.file, name(key), v.dump());
+    out = v.get<std::int64_t>();
+  }
+  void read(const std::string& key, std::string& out) const {
+    const Json& v = value(key);
+    check(v.is_string(), origin_.where, "{}: {}: expected text, got {}", origin_.file, name(key), v.dump());
+    out = v.get<std::string>();
+  }
+  /// Above 0, as something is divided by it.
+  double positive(const std::string& key) const {
+    double out = 0;
+    read(key, out);
+    check(out > 0, origin_.where, "{}: {}: expected a number above 0, got {}", origin_.file, name(key), out);
+    return out;
+  }
+
+ private:
+  std::string name(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
+  const Json& value(const std::string& key) const {
+    check(json_.contains(key), origin_.where, "{}: {} is missing{}", origin_.file, name(key), origin_.hint);
+    return json_.at(key);
+  }
+  const Json& json_;
+  Origin origin_;
+  std::string path_;
+};
+
+}  // namespace transmamba
