@@ -18,21 +18,43 @@ std::vector<std::int64_t> divisors(std::int64_t number, std::int64_t most) {
 
 }  // namespace
 
+MeshChoice plan_quickly(const Config& config, int ranks, const Machine& machine,
+                        const ContextLayout& layout) {
+  const ParallelConfig& p = config.parallel;
+  const std::int64_t all = micro_batches(config, p), group = p.pp * p.virtual_stages, few = 4 * group;
+  const auto plan_of = [&](std::int64_t count) {
+    Config c = config;
+    c.train.global_batch = count * c.train.micro_batch * p.dp;
+    return make_plan(c, ranks, machine, layout);
+  };
+  if (all <= few + group) {
+    const Plan plan = plan_of(all);
+    return {p, plan.step, plan.memory};
+  }
+  const std::int64_t counted = few + all % group;
+  const Plan shorter = plan_of(counted), longer = plan_of(counted + group);
+  const double groups = static_cast<double>((all - counted) / group);
+  StepTime step = shorter.step;
+  for (double StepTime::*part : {&StepTime::compute, &StepTime::tp, &StepTime::cp, &StepTime::pp})
+    step.*part += groups * (longer.step.*part - shorter.step.*part);
+  return {p, step, shorter.memory};
+}
+
 const ContextLayout& MeshSearch::layout(const Config& config) {
   const auto [at, is_new] = layouts_.try_emplace({config.train.seq_len, config.parallel.cp});
   if (is_new) at->second = plan_layout(config, machine_);
   return at->second;
 }
 
-std::optional<Plan> MeshSearch::fastest(const Config& config, int ranks, std::string& problem) {
-  std::optional<Plan> best;
+std::optional<MeshChoice> MeshSearch::fastest(const Config& config, int ranks, std::string& problem) {
+  std::optional<MeshChoice> best;
   const auto consider = [&](std::int64_t tp, std::int64_t pp, std::int64_t cp) {
     Config c = config;
     c.parallel.tp = tp, c.parallel.pp = pp, c.parallel.cp = cp, c.parallel.dp = 0;
     if (pp == 1) c.parallel.virtual_stages = 1;
     try {
       c.parallel = resolve_parallel(c, ranks);
-      Plan plan = make_plan(c, ranks, machine_, layout(c));
+      MeshChoice plan = plan_quickly(c, ranks, machine_, layout(c));
       double needed = 0;
       for (const Memory& memory : plan.memory) needed = std::max(needed, memory.total());
       check(bounds_.memory_bytes == 0 || needed <= bounds_.memory_bytes, "memory",

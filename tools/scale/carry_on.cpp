@@ -34,12 +34,12 @@ std::vector<CarriedOn> carry_on(const Cluster& cluster, const std::vector<ScaleS
               std::max(config.train.global_batch * ranks / base_ranks / config.train.micro_batch,
                        std::int64_t{1}) *
               config.train.micro_batch;
-        const auto plan = search.fastest(config, ranks, c.impossible);
-        if (!plan) continue;
+        const auto best = search.fastest(config, ranks, c.impossible);
+        if (!best) continue;
         c.impossible.clear();
-        c.mesh = plan->config.parallel;
+        c.mesh = best->parallel;
         c.global_batch = config.train.global_batch, c.seq_len = config.train.seq_len;
-        c.predicted = prediction_of(*plan);
+        c.predicted = prediction_of(best->step, best->memory);
         c.flops = training_flops(config.model, c.seq_len, c.global_batch);
         const double seconds = c.predicted.step.total();
         c.mfu = c.flops / seconds / (ranks * cluster.peak_flops);

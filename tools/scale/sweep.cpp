@@ -74,7 +74,9 @@ ScaleRun make_run(const ScaleOptions& o, const ScaleSize& size, const std::strin
     run.flops = training_flops(c.model, c.train.seq_len, c.train.global_batch);
     c.parallel = resolve_parallel(c, ranks);
     c.validate();
-    run.predicted = prediction_of(make_plan(c, ranks, machine_of(c), plan_layout(c, machine_of(c))));
+    const Machine machine = machine_of(c);
+    const Plan plan = make_plan(c, ranks, machine, plan_layout(c, machine));
+    run.predicted = prediction_of(plan.step, plan.memory);
     check_memory_of(run, o);
   } catch (const Error& error) {
     run.impossible = error.what();
@@ -87,9 +89,9 @@ ScaleRun make_run(const ScaleOptions& o, const ScaleSize& size, const std::strin
 
 }  // namespace
 
-Prediction prediction_of(const Plan& plan) {
-  Prediction p{plan.step, plan.memory.front().total(), 0};
-  for (const Memory& memory : plan.memory) p.memory_most = std::max(p.memory_most, memory.total());
+Prediction prediction_of(const StepTime& step, const std::vector<Memory>& pipeline) {
+  Prediction p{step, pipeline.front().total(), 0};
+  for (const Memory& memory : pipeline) p.memory_most = std::max(p.memory_most, memory.total());
   return p;
 }
 

@@ -18,7 +18,7 @@ struct Prediction {
   double memory_rank0 = 0;  ///< bytes, of rank 0, whose memory is measured
   double memory_most = 0;   ///< of the fullest rank
 };
-Prediction prediction_of(const Plan& plan);
+Prediction prediction_of(const StepTime& step, const std::vector<Memory>& memory);
 
 /// One training run, as its metrics file and its table of communication say.
 struct Round {
