@@ -102,8 +102,8 @@ std::vector<std::pair<std::string, std::string>> sections_of(const Items& items)
 
 }  // namespace
 
-std::string legend(const std::vector<std::string>& names) {
-  std::string out = "<p class=\"legend\">";
+std::string legend(const std::string& about, const std::vector<std::string>& names) {
+  std::string out = fmt::format("<p class=\"legend\"><span class=\"soft\">{}</span>", escape_xml(about));
   for (std::size_t i = 0; i < names.size(); ++i)
     out += fmt::format("<span class=\"c{}\">&#9632; <b>{}</b></span>", i % kPlotColors, escape_xml(names[i]));
   return out + "</p>\n";

@@ -101,7 +101,7 @@ std::string draw_line(const Axes& axes, const PlotLine& line) {
   std::string path, marks;
   for (const PlotPoint& p : line.points) {
     if (!axes.shows(p)) continue;
-    const double x = axes.x(p.x), y = axes.y(p.y);
+    const double x = axes.x(p.x) + line.shift, y = axes.y(p.y);
     path += fmt::format("{}{:.1f},{:.1f}", path.empty() ? "" : " ", x, y);
     if (line.style == LineStyle::ideal) continue;
     if (p.high > p.low) {
@@ -152,7 +152,7 @@ std::string svg(const BarPlot& plot) {
   for (std::size_t i = 0; i < plot.labels.size(); ++i) {
     const double middle = kLeft + each * (static_cast<double>(i) + 0.5);
     double below = 0;
-    for (std::size_t k = 0; k < plot.shares[i].size(); ++k) {
+    for (std::size_t k = plot.shares[i].size(); k-- > 0;) {
       const double share =
           std::isfinite(plot.shares[i][k]) ? std::clamp(plot.shares[i][k], 0.0, 1.0 - below) : 0;
       if (share <= 0) continue;

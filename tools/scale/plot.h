@@ -20,6 +20,7 @@ enum class LineStyle : std::uint8_t { measured, predicted, ideal };
 struct PlotLine {
   int color = 0;
   LineStyle style = LineStyle::measured;
+  double shift = 0;  ///< to the right, so that points of several lines do not hide each other
   std::vector<PlotPoint> points;
 };
 
@@ -35,7 +36,7 @@ struct Plot {
 /// Points that are not finite are left out.
 std::string svg(const Plot& plot);
 
-/// A bar for each label, made of parts that share it, from below.
+/// A bar for each label, made of parts that share it, the last lowest.
 struct BarPlot {
   std::string title, x_label;
   std::vector<std::string> labels;

@@ -70,7 +70,8 @@ Plot plot_of(const Section& section, const std::string& title, Measure measured,
   for (std::size_t i = 0; i < section.series.size(); ++i)
     for (const auto& [style, value] :
          {std::pair(LineStyle::measured, measured), {LineStyle::predicted, predicted}}) {
-      PlotLine line{static_cast<int>(i), style, {}};
+      PlotLine line{static_cast<int>(i), style, 0, {}};
+      line.shift = 5 * (static_cast<double>(i) - 0.5 * static_cast<double>(section.series.size() - 1));
       for (const ScalePoint& point : section.points) {
         if (point.series != section.series[i]) continue;
         std::optional<PlotPoint> p = value(section, point);
@@ -92,7 +93,7 @@ bool is_predicted(const ScaleRun& run) { return run.predicted && run.impossible.
 /// Each line's rate by rank, were it that of its first point for ever; of the lines that start highest and
 /// lowest they would be the same picture, so the first one's serves.
 PlotLine ideal_rate(const Section& section, const Plot& plot) {
-  PlotLine ideal{0, LineStyle::ideal, {}};
+  PlotLine ideal{0, LineStyle::ideal, 0, {}};
   for (const LineStyle style : {LineStyle::measured, LineStyle::predicted})
     for (const PlotLine& line : plot.lines) {
       if (line.style != style || line.points.empty() || !ideal.points.empty()) continue;
@@ -137,7 +138,7 @@ Plot efficiency_plot(const Section& section) {
         return e ? one(100 * *e) : std::nullopt;
       });
   plot.unit = "%", plot.y_least_top = 100;
-  PlotLine ideal{0, LineStyle::ideal, {}};
+  PlotLine ideal{0, LineStyle::ideal, 0, {}};
   for (const double ranks : section.ranks) ideal.points.push_back({ranks, 100, 100, 100, ""});
   plot.lines.push_back(ideal);
   return plot;
@@ -170,23 +171,25 @@ Plot memory_plot(const Section& section) {
       });
 }
 
-/// "12.3 / 8.0": measured and predicted ms on an axis.
-std::string exposed_text(const ScaleRun& run, const std::string& axis) {
+/// "tp 12.3 / 8.0": measured and predicted ms of each axis that has any.
+std::string exposed_text(const ScaleRun& run) {
   const auto measured = run.exposed(), predicted = predicted_exposed(run.predicted->step);
-  // Gradients and parameters go over dp and cp at once, and are counted as "data".
-  const auto mine = measured.find(axis == "dp" ? "data" : axis);
-  const std::string left = mine == measured.end() ? "" : fmt::format("{:.4g}", 1e3 * mine->second);
-  const auto theirs = predicted.find(axis);
-  if (theirs == predicted.end()) return left;
-  const double ms = 1e3 * theirs->second;
-  return left.empty() && ms < 1e-3 ? "" : fmt::format("{} / {:.3g}", left.empty() ? "-" : left, ms);
+  std::string text;
+  for (const std::string axis : {"tp", "cp", "pp", "dp", "world"}) {
+    // Gradients and parameters go over dp and cp at once, and are counted as "data".
+    const auto mine = measured.find(axis == "dp" ? "data" : axis), theirs = predicted.find(axis);
+    const double ms = theirs == predicted.end() ? 0 : 1e3 * theirs->second;
+    if (mine == measured.end() && ms < 1e-3) continue;
+    text += fmt::format("{}{} {} / {:.3g}", text.empty() ? "" : ", ", axis,
+                        mine == measured.end() ? "-" : fmt::format("{:.3g}", 1e3 * mine->second), ms);
+  }
+  return text;
 }
 
 std::string measured_table(const Section& section) {
   const std::vector<std::string> head{
-      "series",    "ranks",  "mesh",     "batch x tokens", "step",           "least .. most",
-      "predicted", "off by", "tokens/s", "efficiency",     "predicted",      "exposed tp, ms",
-      "cp, ms",    "pp, ms", "dp, ms",   "all ranks, ms",  "memory, rank 0", "predicted"};
+      "series", "ranks",    "mesh",       "batch x tokens", "step",        "least .. most",  "predicted",
+      "off by", "tokens/s", "efficiency", "predicted",      "exposed, ms", "memory, rank 0", "predicted"};
   std::vector<std::string> rows;
   for (const ScalePoint& point : section.points) {
     const ScaleRun& run = section.run(point);
@@ -208,12 +211,14 @@ std::string measured_table(const Section& section) {
     cells.push_back(m ? fmt::format("{:.0f}", run.tokens() / m->median) : "");
     cells.push_back(percent(measured_efficiency(section.report.sweep, point)));
     cells.push_back(percent(predicted_efficiency(section.report.sweep, point)));
-    for (const char* axis : {"tp", "cp", "pp", "dp", "world"}) cells.push_back(exposed_text(run, axis));
+    cells.push_back(exposed_text(run));
     cells.push_back(run.rounds.empty() ? "" : memory_text(run.memory_bytes()));
     cells.push_back(memory_text(run.predicted->memory_rank0));
     rows.push_back(row(cells));
   }
-  return table(head, rows) + "<p class=\"soft\">Exposed communication: measured / predicted.</p>\n";
+  return table(head, rows) +
+         "<p class=\"soft\">Exposed communication: measured / predicted; world is what all ranks share, of "
+         "which plans know nothing.</p>\n";
 }
 
 }  // namespace
@@ -225,7 +230,7 @@ std::string measured_section(const ScaleReport& report, const std::string& size,
                      mode == "strong"
                          ? "The same batch of the same length on more ranks."
                          : "The batch grows with the ranks; along cp, the length of sequences.") +
-         legend(section.series) + "<div class=\"plots\">\n" + svg(rate_plot(section)) +
+         legend("", section.series) + "<div class=\"plots\">\n" + svg(rate_plot(section)) +
          svg(efficiency_plot(section)) + svg(exposed_plot(section)) + svg(memory_plot(section)) + "</div>\n" +
          measured_table(section);
 }
@@ -235,12 +240,12 @@ std::string carried_section(const ScaleReport& report, const std::string& size, 
   rate.title = "tokens/s", rate.log_y = true;
   share.title = "efficiency and MFU", share.unit = "%", share.y_least_top = 100;
   rate.x_label = share.x_label = "ranks";
-  PlotLine tokens{0, LineStyle::predicted, {}}, ideal{0, LineStyle::ideal, {}};
-  PlotLine efficiency{0, LineStyle::predicted, {}}, mfu{1, LineStyle::predicted, {}};
-  BarPlot parts{"where a step goes", "ranks", {}, {"compute", "tp", "cp", "pp", "dp", "optimizer"}, {}};
-  const std::vector<std::string> head{"size",     "ranks",      "mesh", "batch x tokens", "step",
-                                      "tokens/s", "efficiency", "MFU",  "compute",        "tp",
-                                      "cp",       "pp",         "dp",   "optimizer",      "memory"};
+  PlotLine tokens{0, LineStyle::predicted, 0, {}}, ideal{0, LineStyle::ideal, 0, {}};
+  PlotLine efficiency{0, LineStyle::predicted, 0, {}}, mfu{1, LineStyle::predicted, 0, {}};
+  BarPlot parts{"where a step goes", "ranks", {}, {"dp", "tp", "cp", "pp", "compute", "optimizer"}, {}};
+  const std::vector<std::string> head{
+      "size", "ranks", "mesh", "batch x tokens", "step",      "tokens/s", "efficiency", "MFU", "dp",
+      "tp",   "cp",    "pp",   "compute",        "optimizer", "memory"};
   std::vector<std::string> rows;
   const CarriedOn* base = nullptr;
   for (const CarriedOn& c : report.carried_on) {
@@ -261,21 +266,21 @@ std::string carried_section(const ScaleReport& report, const std::string& size, 
     add(ideal, base->tokens_per_second() * c.ranks / base->ranks, "");
     add(efficiency, 100 * c.efficiency, "% efficient");
     add(mfu, 100 * c.mfu, "% MFU");
-    std::vector<double> seconds{t.compute, t.tp, t.cp, t.pp, t.dp, t.optimizer};
+    std::vector<double> seconds{t.dp, t.tp, t.cp, t.pp, t.compute, t.optimizer};
     std::vector<std::string> cells{escape_xml(size),        std::to_string(c.ranks),
                                    mesh_name(c.mesh),       fmt::format("{} x {}", c.global_batch, c.seq_len),
                                    seconds_text(t.total()), short_number(c.tokens_per_second()),
                                    percent(c.efficiency),   percent(c.mfu)};
     for (double& part : seconds) part /= t.total(), cells.push_back(percent(part));
     cells.push_back(memory_text(c.predicted.memory_most));
-    parts.labels.push_back(c.ranks < 1024 ? std::to_string(c.ranks) : short_number(c.ranks));
+    parts.labels.push_back(std::to_string(c.ranks));
     parts.shares.push_back(std::move(seconds));
     rows.push_back(row(cells));
   }
   rate.lines = {tokens, ideal}, share.lines = {efficiency, mfu};
   return fmt::format("<h2>{}: {} scaling, predicted</h2>\n", escape_xml(size), mode) +
-         (base ? "<div class=\"plots\">\n" + svg(rate) + svg(share) + svg(parts) + "</div>\n" +
-                     legend({"efficiency, tokens/s", "MFU"}) + legend(parts.parts)
+         (base ? legend("Rates:", {"tokens/s, efficiency", "MFU"}) + legend("Parts of a step:", parts.parts) +
+                     "<div class=\"plots\">\n" + svg(rate) + svg(share) + svg(parts) + "</div>\n"
                : "") +
          table(head, rows);
 }
