@@ -220,7 +220,7 @@ TEST(ScaleCarryOn, GoesToAllOfACluster) {
   for (const CarriedOn& c : all) {
     EXPECT_EQ(c.impossible, "");
     EXPECT_EQ(c.mesh.tp * c.mesh.cp * c.mesh.dp * c.mesh.pp, c.ranks);
-    EXPECT_TRUE(c.efficiency > 0 && c.efficiency <= 1 + 1e-9) << c.ranks;
+    EXPECT_TRUE(c.efficiency > 0 && c.efficiency < 1.01) << c.ranks;  // shared optimizer state saves a little
     EXPECT_TRUE(c.mfu > 0.05 && c.mfu < 1) << c.ranks;
   }
 }
