@@ -59,6 +59,11 @@ std::string heading(const ScaleReport& report) {
       fmt::format("Predictions beside measurements are of \"{}\": {}. Data: {}. The first {} steps of each "
                   "run do not count.",
                   report.machine.name, report.machine.measured_on, report.data, report.sweep.warmup)));
+  const std::string& dtype = report.sweep.runs[0].config.train.dtype;
+  if (report.machine.dtype != dtype)
+    text += paragraph(
+        escape_xml(fmt::format("Its numbers are of {}, these runs compute in {}: expect other seconds.",
+                               report.machine.dtype, dtype)));
   return text;
 }
 
@@ -103,7 +108,8 @@ std::vector<std::pair<std::string, std::string>> sections_of(const Items& items)
 }  // namespace
 
 std::string legend(const std::string& about, const std::vector<std::string>& names) {
-  std::string out = fmt::format("<p class=\"legend\"><span class=\"soft\">{}</span>", escape_xml(about));
+  std::string out = "<p class=\"legend\">";
+  if (!about.empty()) out += fmt::format("<span class=\"soft\">{}</span>", escape_xml(about));
   for (std::size_t i = 0; i < names.size(); ++i)
     out += fmt::format("<span class=\"c{}\">&#9632; <b>{}</b></span>", i % kPlotColors, escape_xml(names[i]));
   return out + "</p>\n";
