@@ -56,7 +56,7 @@ std::filesystem::path find_program(const std::string& program) {
   const char* path = std::getenv("PATH");
   std::istringstream folders(path ? path : "/usr/bin:/bin");
   for (std::string folder; std::getline(folders, folder, ':');) {
-    const std::filesystem::path file = std::filesystem::path(folder.empty() ? "." : folder) / program;
+    std::filesystem::path file = std::filesystem::path(folder.empty() ? "." : folder) / program;
     if (runs(file)) return file;
   }
   return {};
@@ -74,6 +74,8 @@ ChildResult run_child(const std::vector<std::string>& words, const std::filesyst
   const std::filesystem::path program = find_program(words.at(0));
   check(!program.empty(), kWhere, "there is no program {} to start", words[0]);
   std::vector<char*> pointers;
+  pointers.reserve(words.size() + 1);
+  pointers.reserve(words.size() + 1);
   for (const std::string& word : words) pointers.push_back(const_cast<char*>(word.c_str()));
   pointers.push_back(nullptr);
   const int out = open_for_child(output), err = open_for_child(errors);

@@ -227,7 +227,7 @@ std::vector<ScaleSize> scale_sizes(const ScaleOptions& o) {
       key.clear();
       continue;
     }
-    const std::string size = equals == std::string::npos ? key + "=" + item : item;
+    const std::string size = equals == std::string::npos ? fmt::format("{}={}", key, item) : item;
     key = size.find('+') == std::string::npos ? size.substr(0, size.find('=')) : "";
     add(size, o.config, size_words(size));
   }
