@@ -37,6 +37,7 @@ MeshChoice plan_quickly(const Config& config, int ranks, const Machine& machine,
   StepTime step = shorter.step;
   for (double StepTime::*part : {&StepTime::compute, &StepTime::tp, &StepTime::cp, &StepTime::pp})
     step.*part += groups * (longer.step.*part - shorter.step.*part);
+  step.pp = std::max(step.pp, 0.0);  // a difference of sums that differ in their last bits
   return {p, step, shorter.memory};
 }
 

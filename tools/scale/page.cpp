@@ -92,7 +92,9 @@ std::string commands(const ScaleReport& report, const std::filesystem::path& fol
   std::string lines = report.command + "\n\n";
   for (const ScaleRun& run : report.sweep.runs)
     if (run.impossible.empty()) lines += shell_words(run_command_of(run, report.launcher, folder)) + "\n";
-  return "<h2>To reproduce</h2>\n<pre>" + escape_xml(lines) + "</pre>\n";
+  return "<h2>To reproduce</h2>\n<p>All, and then each run; random tokens are gone at the end, so runs on "
+         "them need data.path.</p>\n<pre>" +
+         escape_xml(lines) + "</pre>\n";
 }
 
 /// Sizes and modes in the order in which they come.
