@@ -105,6 +105,7 @@ struct LogConfig {
   std::int64_t every = 1;  ///< steps between lines
   std::filesystem::path communication;  ///< table of all communication, as JSON; empty: communication.json in
                                         ///< checkpoint.path, or none
+  std::int64_t communication_skip = 0;  ///< steps at the start of a run that the table leaves out
   bool operator==(const LogConfig&) const = default;
 };
 

@@ -215,6 +215,8 @@ std::vector<ConfigKey> make_keys() {
       text(MEMBER(log.communication), anything, "a path",
            "calls, bytes and seconds of all communication as JSON; empty: communication.json in "
            "checkpoint.path, or none"),
+      integer(MEMBER(log.communication_skip), 0, kAny,
+              "steps at the start of a run that this table leaves out, as they warm up"),
   };
 }
 #undef MEMBER

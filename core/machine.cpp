@@ -2,13 +2,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstring>
 #include <fstream>
-#include <nlohmann/json.hpp>
-#include <utility>
-#include <vector>
 
+#include "core/json_reader.h"
 #include "kernels/check.h"
 
 namespace transmamba {
@@ -42,70 +39,17 @@ void for_each_link(L& links, F&& io) {
   io("send", links.send);
 }
 
-/// Reads keys of nested objects, and knows the whole name of each for messages.
-class Reader {
- public:
-  Reader(const Json& json, std::string file, std::string path = "")
-      : json_(json), file_(std::move(file)), path_(std::move(path)) {
-    check(json_.is_object(), kWhere, "{}: expected {} to be an object", file_, path_.empty() ? "it" : path_);
-  }
-  Reader at(const std::string& key) const { return {value(key), file_, name(key)}; }
-  void read(const std::string& key, double& out) const {
-    const Json& v = value(key);
-    check(v.is_number() && std::isfinite(v.get<double>()) && v.get<double>() >= 0, kWhere,
-          "{}: {}: expected a number of at least 0, got {}", file_, name(key), v.dump());
-    out = v.get<double>();
-  }
-  void read(const std::string& key, std::int64_t& out) const {
-    const Json& v = value(key);
-    check(v.is_number_integer() && v.get<std::int64_t>() >= 1, kWhere,
-          "{}: {}: expected an integer of at least 1, got {}", file_, name(key), v.dump());
-    out = v.get<std::int64_t>();
-  }
-  /// Left as it is where the file has none: files of before had no curves.
-  void read(const std::string& key, std::vector<LinkCost::Point>& out) const {
-    if (!json_.contains(key)) return;
-    const Json& list = value(key);
-    const auto is_point = [](const Json& p) {
-      return p.is_array() && p.size() == 2 && p[0].is_number() && p[1].is_number() &&
-             p[0].get<double>() >= 0 && p[1].get<double>() > 0 && std::isfinite(p[0].get<double>()) &&
-             std::isfinite(p[1].get<double>());
-    };
-    double last = -1;
-    for (const Json& point : list) {
-      check(list.is_array() && is_point(point) && point[0].get<double>() > last, kWhere,
-            "{}: {}: expected a list of [bytes, seconds] with rising bytes, got {}", file_, name(key),
-            point.dump());
-      last = point[0].get<double>();
-      out.push_back({last, point[1].get<double>()});
-    }
-  }
-  void read(const std::string& key, std::string& out) const {
-    const Json& v = value(key);
-    check(v.is_string(), kWhere, "{}: {}: expected text, got {}", file_, name(key), v.dump());
-    out = v.get<std::string>();
-  }
-
- private:
-  std::string name(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
-  const Json& value(const std::string& key) const {
-    check(json_.contains(key), kWhere, "{}: {} is missing; `transmamba bench --quick` writes such a file",
-          file_, name(key));
-    return json_.at(key);
-  }
-  const Json& json_;
-  std::string file_, path_;
-};
-
-Links read_links(const Reader& in) {
+Links read_links(const JsonReader& in) {
   Links links;
   in.read("ranks", links.ranks);
   for_each_link(links, [&](const char* name, LinkCost& link) {
-    const Reader at = in.at(name);
+    const JsonReader at = in.at(name);
     at.read("latency", link.latency);
     at.read("byte", link.byte);
-    at.read("curve", link.curve);
-    if (!link.curve.empty()) at.read("steps", link.steps);
+    if (!at.has("curve")) return;
+    std::vector<std::pair<double, double>> points;
+    at.read("curve", points), at.read("steps", link.steps);
+    for (const auto& [bytes, seconds] : points) link.curve.push_back({bytes, seconds});
   });
   return links;
 }
@@ -141,8 +85,7 @@ Machine Machine::load(const std::filesystem::path& file) {
       "one",
       name);
   const Json json = Json::parse(in, nullptr, /*allow_exceptions=*/false);
-  check(json.is_object(), kWhere, "{}: expected a JSON object", name);
-  const Reader top(json, name);
+  const JsonReader top(json, {kWhere, name, "; `transmamba bench --quick` writes such a file"});
   Machine m;
   std::int64_t version = 0;
   top.read("version", version);
@@ -157,7 +100,7 @@ Machine Machine::load(const std::filesystem::path& file) {
   top.at("gemm").read("flop", m.gemm_flop);
   top.at("gemm").read("byte", m.gemm_byte);
   for_each_op(m, [&](const char* op, OpCost& cost) {
-    const Reader at = top.at(op);
+    const JsonReader at = top.at(op);
     at.read("call", cost.call);
     at.read("forward", cost.forward);
     at.read("backward", cost.backward);

@@ -281,7 +281,10 @@ void Trainer::run() {
     state_.consumed_sequences += t.global_batch;
     const double seconds = seconds_since(start);
     training_seconds += seconds, ++trained;
-    traffic_.add_step(seconds);
+    if (trained > config_.log.communication_skip)
+      traffic_.add_step(seconds);
+    else
+      traffic_.restart();
 
     if (log_)
       log_->step({.step = state_.step,

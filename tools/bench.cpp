@@ -2,8 +2,8 @@
 #include <fmt/core.h>
 
 #include <charconv>
-#include <fstream>
 
+#include "launch/host.h"
 #include "launch/measure.h"
 #include "launch/session.h"
 #include "parallel/comm/agree.h"
@@ -31,14 +31,6 @@ constexpr auto kUsage =
     "  --dtype TYPE     float32, float64 or, on a GPU, bfloat16; the same as --train.dtype\n"
     "  --threads N      cores a rank will have; the same as --train.threads\n"
     "  --section.key    the model's shape, e.g. --model.hidden_size 512 --train.seq_len 2048\n";
-
-std::string processor() {
-  std::ifstream in("/proc/cpuinfo");
-  for (std::string line; std::getline(in, line);)
-    if (line.starts_with("model name") && line.find(": ") != std::string::npos)
-      return line.substr(line.find(": ") + 2);
-  return "CPU";
-}
 
 double parse_seconds(const std::string& word) {
   double seconds = 0;
@@ -94,7 +86,7 @@ int bench(Process& process, std::vector<std::string> arguments) {
   machine.name = host_name();
   machine.measured_on = fmt::format(
       "{}, {} rank{} of {} thread{}, hidden {}, {} heads of {} and {}, {} tokens; {}",
-      session.gpu() ? session.gpu()->name : processor(), world->size(), world->size() == 1 ? "" : "s",
+      session.gpu() ? session.gpu()->name : processor_name(), world->size(), world->size() == 1 ? "" : "s",
       context.stream.threads, context.stream.threads == 1 ? "" : "s", config.model.hidden_size,
       config.model.num_heads, config.model.qk_head_dim, config.model.v_head_dim, config.train.seq_len, links);
   agree(*world, "machine file", [&] {

@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "core/metrics.h"
+#include "launch/host.h"
 #include "launch/measure.h"
 #include "launch/session.h"
 #include "parallel/comm/agree.h"
