@@ -19,7 +19,7 @@
 namespace transmamba {
 namespace {
 
-constexpr std::int64_t kMostTokens = 2048;  // larger sizes are on the same lines
+constexpr std::int64_t kMostTokens = 2048;  // on a CPU larger sizes are on the same lines
 
 class Bench {
  public:
@@ -34,9 +34,12 @@ class Bench {
     if (m_.vocab_size == 0) m_.vocab_size = 256;
     // Kernels see a micro-batch at once; small sizes would stay in caches that a step's tensors do not fit
     // in.
-    const std::int64_t most = std::min(config.train.micro_batch * config.train.seq_len, kMostTokens);
+    const bool on_gpu = stream_.device == Device::cuda;
+    std::int64_t most = config.train.micro_batch * config.train.seq_len;
+    if (!on_gpu) most = std::min(most, kMostTokens);
     // The second size is not fitted but predicted.
-    tokens_ = {std::max<std::int64_t>(1, most / 8), std::max<std::int64_t>(1, most / 2), most};
+    tokens_ = {std::max<std::int64_t>(1, most / (on_gpu ? 16 : 8)), std::max<std::int64_t>(1, most / 2),
+               most};
   }
 
   void run(Machine& machine) {
