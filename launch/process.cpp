@@ -5,7 +5,6 @@
 #include <sched.h>
 #include <unistd.h>
 
-#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -135,11 +134,6 @@ int Process::end_with(const std::string& message) {
   std::this_thread::sleep_for(std::chrono::milliseconds(50));  // for the launcher to pass the line on
   MPI_Abort(MPI_COMM_WORLD, 1);
   std::_Exit(1);
-}
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown host";
 }
 
 int run_command(const std::function<int(Process&)>& command) {

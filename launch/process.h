@@ -41,8 +41,6 @@ class Process {
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, ranks_on_cores_ = 1;
 };
 
-std::string host_name();
-
 /// Runs a command as a process of a run and gives its exit code. What it throws becomes one line on stderr,
 /// of one rank, and exit code 1 of all, also where its output could not be written.
 int run_command(const std::function<int(Process&)>& command);

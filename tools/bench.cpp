@@ -16,7 +16,9 @@ constexpr auto kUsage =
     "usage: transmamba bench --quick [--output FILE] [--config CONFIG] [--seconds N] [--dtype TYPE]\n"
     "                        [--threads N] [--section.key value ...]\n"
     "       transmamba bench kernels [...], which `transmamba bench kernels --help` describes\n"
-    "       transmamba bench comm [...], of the messages between ranks; `transmamba bench comm --help`\n\n"
+    "       transmamba bench comm [...], of the messages between ranks; `transmamba bench comm --help`\n"
+    "       transmamba bench handoff [...], of SSM states beside activations; `transmamba bench handoff "
+    "--help`\n\n"
     "Measures every kernel of a model at a few sizes, in about 20 seconds, and fits what each costs; started "
     "by\n"
     "mpirun or srun, on all ranks at once, and what the ranks' messages cost too. Start as many ranks on a "
@@ -46,6 +48,7 @@ double parse_seconds(const std::string& word) {
 int bench(Process& process, std::vector<std::string> arguments) {
   if (arguments.empty() || is_help(arguments[0])) return print_usage(process, kUsage, arguments);
   if (arguments[0] == "comm") return bench_comm(process, {arguments.begin() + 1, arguments.end()});
+  if (arguments[0] == "handoff") return bench_handoff(process, {arguments.begin() + 1, arguments.end()});
   if (arguments[0] == "kernels") return bench_kernels(process, {arguments.begin() + 1, arguments.end()});
   bool quick = false;
   std::string output = "machine.json", file;
@@ -72,7 +75,7 @@ int bench(Process& process, std::vector<std::string> arguments) {
     else
       overrides.push_back(word);
   }
-  check(quick, "bench", "expected --quick, kernels or comm, the kinds of measurement there are");
+  check(quick, "bench", "expected --quick, kernels, comm or handoff, the kinds of measurement there are");
   const Config config = parse_config(file, overrides);
   Session session(config.train, process);
   const Context& context = session.context();

@@ -19,6 +19,7 @@ int bench(Process& process, std::vector<std::string> arguments);
 int scale(Process& process, std::vector<std::string> arguments);
 int bench_kernels(Process& process, const std::vector<std::string>& arguments);  ///< of `bench kernels`
 int bench_comm(Process& process, const std::vector<std::string>& arguments);     ///< of `bench comm`
+int bench_handoff(Process& process, const std::vector<std::string>& arguments);  ///< of `bench handoff`
 
 inline bool is_help(const std::string& word) { return word == "--help" || word == "-h" || word == "help"; }
 
