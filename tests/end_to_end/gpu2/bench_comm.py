@@ -11,7 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.mpi import succeeds
 from support.program import clean_scratch, expect, finish
 
-LEAST = 90  # per cent of NCCL's own bandwidth, at 64 MiB
+# Per cent of NCCL's own bandwidth, at 64 MiB. A pipeline's lanes leave most multiprocessors to the stages.
+LEAST = {"send": 70}
 clean_scratch()
 for dtype in ("float32", "bfloat16"):
     print(succeeds(2, "bench", "comm", "--device", "cuda", "--dtype", dtype, "--min", "64K", "--max", "64M", "--factor", 32,
@@ -21,5 +22,6 @@ for dtype in ("float32", "bfloat16"):
     large = [call for call in calls["calls"] if call["bytes"] == 64 << 20]
     expect(len(large) == 6, f"expected 6 calls of 64 MiB, got {large}")
     for call in large:
-        expect(call["percent_of_bare"] >= LEAST, f"{dtype} {call['call']}: expected at least {LEAST} %, got {call}")
+        least = LEAST.get(call["call"], 90)
+        expect(call["percent_of_bare"] >= least, f"{dtype} {call['call']}: expected at least {least} %, got {call}")
 finish("bench comm on two GPUs")
