@@ -213,6 +213,13 @@ std::vector<ConfigKey> make_keys() {
       text(MEMBER(log.communication), anything, "a path",
            "calls, bytes and seconds of all communication as JSON; empty: communication.json in "
            "checkpoint.path, or none"),
+      integer(MEMBER(log.profile), 0, kCount,
+              "steps, after the first 3 of the run, whose computing and communication are measured; also "
+              "--profile"),
+      text(
+          MEMBER(log.profile_path), anything, "a path",
+          "folder of profile.json and trace.json (for Perfetto or chrome://tracing); empty: checkpoint.path, "
+          "or none"),
   };
 }
 #undef MEMBER

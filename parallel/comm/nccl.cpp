@@ -13,6 +13,7 @@
 #include <thread>
 #include <utility>
 
+#include "core/profile.h"
 #include "kernels/device.h"
 #include "parallel/comm/backend.h"
 
@@ -65,7 +66,7 @@ using State = NcclEngine::State;
 struct Flight {
   Flight(std::shared_ptr<State> of, const Call& made)
       : engine(std::move(of)), call(made), event(engine->take_event()) {
-    call.outgoing = {}, call.incoming = {};
+    call.outgoing = {}, call.incoming = {}, call.span = nullptr;  // which live shorter
   }
   ~Flight() { engine->events.push_back(std::move(event)); }
   Flight(const Flight&) = delete;
@@ -77,7 +78,7 @@ struct Flight {
 
 class Enqueued : public Pending::Work {
  public:
-  explicit Enqueued(std::shared_ptr<Flight> flight) : flight_(std::move(flight)) {}
+  Enqueued(std::shared_ptr<Flight> flight, CallSpan* span) : flight_(std::move(flight)), span_(span) {}
   ~Enqueued() override {
     try {
       order();                // its buffers may be handed out again now
@@ -92,9 +93,12 @@ class Enqueued : public Pending::Work {
 
  private:
   void order() {
-    if (!std::exchange(ordered_, true)) flight_->event.hold(flight_->engine->compute);
+    if (std::exchange(ordered_, true)) return;
+    if (span_) span_->is_awaited_by(flight_->engine->compute);
+    flight_->event.hold(flight_->engine->compute);
   }
   std::shared_ptr<Flight> flight_;
+  CallSpan* span_;
   bool ordered_ = false;
 };
 
@@ -172,10 +176,12 @@ class Queue {
     if (flights_.size() >= kMostFlights) trim();
     auto flight = std::make_shared<Flight>(engine_, call);
     flight->event.record(engine_->compute), flight->event.hold(stream_);
+    if (call.span) call.span->begins_on(stream_);
     make(call);
+    if (call.span) call.span->ends_on(stream_);
     flight->event.record(stream_);
     flights_.push_back(flight);
-    return std::make_unique<Enqueued>(std::move(flight));
+    return std::make_unique<Enqueued>(std::move(flight), call.span);
   }
 
   /// The first message of a pair, for which the hosts wait for each other: not in the midst of a schedule,
@@ -248,35 +254,10 @@ class NcclCommunicator : public Communicator {
   std::unique_ptr<Pending::Work> start(const Call& call) override {
     if (engine_->error) throw Error(*engine_->error);
     if (is_empty(call)) return nullptr;  // on every rank, whatever its address
-    if (!is_on_gpu(call)) return start_on(*host_, call);
+    if (!is_on_gpu(call, axis())) return start_on(*host_, call);
     if (call.kind == Kind::exchange && call.outgoing.empty() && call.incoming.empty()) return nullptr;
     const bool is_message = call.kind == Kind::send || call.kind == Kind::receive;
     return (is_message ? message_queue(call) : calls_).run(call);
-  }
-
-  static bool is_empty(const Call& call) {
-    if (call.kind == Kind::barrier || call.kind == Kind::exchange) return false;
-    return (call.kind == Kind::send ? call.in : ConstView(call.out)).numel() == 0;
-  }
-
-  bool is_on_gpu(const Call& call) const {
-    const auto on_gpu = [](const ConstView& x) { return x && gpu::has_address(x.raw()); };
-    const auto all = [&](const auto& messages) {
-      return std::all_of(messages.begin(), messages.end(), [&](const auto& m) { return on_gpu(m.data); });
-    };
-    switch (call.kind) {
-      case Kind::barrier: return false;
-      case Kind::send: return on_gpu(call.in);
-      case Kind::receive: return on_gpu(call.out);
-      case Kind::exchange:
-        check(all(call.outgoing) && all(call.incoming), axis(), "{}: expected GPU memory, got the host's",
-              to_string(call));
-        return true;
-      default: break;
-    }
-    check(on_gpu(call.in) == on_gpu(call.out), axis(), "{}: expected memory of one kind, got GPU and host",
-          to_string(call));
-    return on_gpu(call.out);
   }
 
   Queue& message_queue(const Call& call) const {
