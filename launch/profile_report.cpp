@@ -159,12 +159,12 @@ std::string format_table(const ProfileSummary& s) {
                        1e3 * r.seconds, 1e3 * r.own, 1e3 * r.exposed, r.on_host ? "host" : percent(r.own));
   out += "(own: without regions in it and without waiting for other ranks, as \"of step\" counts)\n";
   if (s.calls.empty()) return out;
-  out += fmt::format("\n{:<6} {:<30} {:<14} {:>7} {:>10} {:>9} {:>9} {:>7} {:>7} {:>7} {:>9} {:>7}\n", "axis",
+  out += fmt::format("\n{:<6} {:<31} {:<14} {:>7} {:>10} {:>9} {:>9} {:>7} {:>7} {:>7} {:>9} {:>7}\n", "axis",
                      "communication", "kind", "calls", "sent", "ms", "transfer", "alg", "bus", "of link",
                      "exposed", "of step");
   for (const ProfiledCalls& c : s.calls)
     out += fmt::format(
-        "{:<6} {:<30} {:<14} {:>7.1f} {:>10} {:>9.3f} {:>9.3f} {:>7} {:>7} {:>7} {:>9.3f} {:>7}\n", c.axis,
+        "{:<6} {:<31} {:<14} {:>7.1f} {:>10} {:>9.3f} {:>9.3f} {:>7} {:>7} {:>7} {:>9.3f} {:>7}\n", c.axis,
         c.purpose, c.kind, c.calls, format_sent(c.bytes), 1e3 * c.seconds, 1e3 * c.transfer,
         rate(c.algorithm_bandwidth), rate(c.bus_bandwidth),
         c.link_bandwidth > 0 && c.bus_bandwidth > 0

@@ -60,7 +60,6 @@ bool Profiler::begin_step(std::int64_t step) {
 }
 
 void Profiler::report() {
-  if (first_ < 0 || next_ < first_ + config_.log.profile) return;
   const std::int64_t first = std::exchange(first_, -1);
   profile_.end();
   const ClockOffset late = measure_clock_offset(world_, Profile::now);

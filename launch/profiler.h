@@ -25,8 +25,10 @@ class Profiler {
   // Around a step; the first is a collective call, true where the step is measured.
   bool begin_step(std::int64_t step);
   void end_step() { profile_.pause(); }
-  /// A collective call, after a step that is not measured, and at the end of the run: prints and writes once
-  /// all are. Later than the last of them, for it leaves values to be gathered beside the next one.
+  /// Whether all are measured and over: after the step that follows them, for the last one leaves values to
+  /// be gathered beside it, or at the end of the run.
+  bool is_due() const { return first_ >= 0 && next_ == first_ + config_.log.profile; }
+  /// A collective call, then: prints and writes.
   void report();
 
  private:

@@ -303,7 +303,8 @@ void Trainer::run() {
                   .resident_bytes = peak_resident_bytes(),
                   .seconds_left = training_seconds / static_cast<double>(trained) *
                                   static_cast<double>(steps - state_.step)});
-    if (profiler_ && !is_profiled) profiler_->report(), traffic_.restart();
+    if (profiler_ && !is_profiled && profiler_->is_due())
+      engine_->finish(), traffic_.add_rest(), profiler_->report(), traffic_.restart();
     const bool saves = !config_.checkpoint.path.empty() && due(config_.checkpoint.every),
                validates = data_.validation && due(t.validate_every);
     if (!saves && !validates && state_.step < steps) continue;
@@ -325,7 +326,7 @@ void Trainer::run() {
   }
   if (trained == 0 && log_)
     log_->note(fmt::format("nothing to do: step {} of {} is reached", state_.step, steps));
-  if (profiler_) profiler_->report();
+  if (profiler_ && profiler_->is_due()) profiler_->report();
   if (trained > 0) report_graphs(), report_communication();
 }
 

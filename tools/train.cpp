@@ -9,9 +9,8 @@ namespace transmamba {
 int train(Process& process, std::vector<std::string> arguments) {
   if (arguments.empty() || is_help(arguments[0]) || arguments[0].starts_with("--"))
     return print_usage(process,
-                       "usage: transmamba train CONFIG [--profile STEPS] [--section.key value ...]\n\nCONFIG "
-                       "is an INI file; "
-                       "keys:\n" +
+                       "usage: transmamba train CONFIG [--profile STEPS] [--section.key value ...]\n\n"
+                       "CONFIG is an INI file; keys:\n" +
                            describe_config(),
                        arguments);
   for (std::string& word : arguments)  // the one key that has a short form
