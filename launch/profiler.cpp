@@ -1,5 +1,6 @@
 #include "launch/profiler.h"
 
+#include <algorithm>
 #include <array>
 #include <utility>
 
@@ -65,7 +66,7 @@ void Profiler::report() {
   const ClockOffset late = measure_clock_offset(world_, Profile::now);
   RankProfile mine =
       rank_profile(profile_, [&](double time) { return on_first_clock(early_, late, time) - origin_; });
-  mine.clock_offset = late.offset, mine.round_trip = late.round_trip;
+  mine.clock_offset = late.offset, mine.round_trip = std::max(early_.round_trip, late.round_trip);
   const std::vector<std::string> texts = collect_text(world_, "profile", mine.to_text());
   agree(world_, "profile", [&] {
     if (texts.empty()) return;

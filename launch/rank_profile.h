@@ -26,7 +26,7 @@ struct RankProfile {
     double bus_factor = 1;
     double begin = 0, end = 0, exposed = 0;
   };
-  double clock_offset = 0, round_trip = 0;  ///< as parallel/comm/clock.h found them at the end
+  double clock_offset = 0, round_trip = 0;  ///< as parallel/comm/clock.h found them; the longer one
   std::vector<Region> regions;
   std::vector<Call> calls;
 
