@@ -2,8 +2,9 @@
 // began and ended.
 //
 // On the CPU times are the steady clock's. Work of a GPU is timed by events in the order of its streams; they
-// are read after the step, where the host has waited for the GPU anyway. Nothing is recorded, and a region
-// costs a branch, but between record() and pause(). One thread's.
+// are read after the step, where the host has waited for the GPU anyway. NVIDIA's tools see the same names as
+// NVTX ranges. Nothing is recorded, and a region costs a branch, but between record() and pause(). One
+// thread's.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +54,6 @@ struct CallSpan {
   std::string_view purpose;  ///< a literal
   const char* kind = "";     ///< "all_gather"
   std::string group;         ///< the same on its ranks, and on no others
-  int ranks = 0;             ///< of the group
   int from = -1, to = -1;    ///< of a message: ranks of the group
   std::int64_t bytes = 0;    ///< that this rank sent (parallel/comm/recorder.h)
   std::int64_t size = 0;     ///< of what the call is about (parallel/comm/timed_call.h)
@@ -102,7 +102,7 @@ class Profile {
 
   // What Region and communicators call.
   void open(const char* family, Label first, Label second, bool on_host);
-  void close();
+  void close() noexcept;
   /// Null unless it records. For the caller to fill in, and to say when the call is started.
   std::shared_ptr<CallSpan> call(std::string axis, std::string_view purpose, const char* kind);
   void call_is_started();

@@ -24,7 +24,6 @@ class Transfers {
       for (const Call& call : ranks[rank].calls) {
         const bool is_message = call.from >= 0;
         Key key{call.group, call.purpose, is_message ? "" : call.kind, call.from, call.to, 0};
-        // A rank may send to itself no call, so that of a message it has one side.
         std::get<5>(key) = count[key]++;
         Meeting& meeting = meetings_[key];
         meeting.begin = std::max(meeting.begin, call.begin);
@@ -146,12 +145,13 @@ std::string format_table(const ProfileSummary& s) {
   const auto rate = [](double bytes_a_second) {
     return bytes_a_second > 0 ? fmt::format("{:.3g}", 1e-9 * bytes_a_second) : std::string("-");
   };
-  std::string out = fmt::format(
-      "profile of steps {} to {}: a step of {:.3f} ms = {:.3f} ms ({}) computing + {:.3f} ms ({}) waiting "
-      "for "
-      "other ranks + {:.3f} ms ({}) of the rest\n",
-      s.first_step, s.first_step + s.steps - 1, 1e3 * s.seconds, 1e3 * s.compute, percent(s.compute),
-      1e3 * s.exposed, percent(s.exposed), 1e3 * s.rest, percent(s.rest));
+  std::string out =
+      fmt::format("profile of steps {} to {}, mean over ranks\n", s.first_step, s.first_step + s.steps - 1);
+  const auto part = [&](const char* name, double seconds) {
+    out += fmt::format("{:<26} {:>10.3f} ms {:>7}\n", name, 1e3 * seconds, percent(seconds));
+  };
+  part("a step", s.seconds), part("  computing", s.compute), part("  waiting for other ranks", s.exposed),
+      part("  rest", s.rest);
   out += fmt::format("\n{:<26} {:>7} {:>10} {:>10} {:>10} {:>7}\n", "region", "calls", "ms", "own ms",
                      "waiting", "of step");
   for (const ProfiledRegions& r : s.regions)

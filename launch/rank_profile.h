@@ -21,7 +21,7 @@ struct RankProfile {
   };
   struct Call {
     std::string axis, purpose, kind, group;
-    int ranks = 0, from = -1, to = -1;
+    int from = -1, to = -1;  ///< of a message: ranks of the group
     std::int64_t bytes = 0, size = 0;
     double bus_factor = 1;
     double begin = 0, end = 0, exposed = 0;

@@ -63,7 +63,7 @@ TimedCall::TimedCall(const Communicator& of, std::shared_ptr<Recorder> recorder,
   if (Profile* const profile = recorder_->profile())
     span_ = profile->call(axis_, call.purpose, to_string(call.kind));
   if (span_) {
-    span_->group = of.group(), span_->ranks = of.size();
+    span_->group = of.group();
     if (call.kind == Kind::send) span_->from = of.rank(), span_->to = call.peer;
     if (call.kind == Kind::receive) span_->from = call.peer, span_->to = of.rank();
     span_->bytes = bytes_, span_->size = call_size(call);

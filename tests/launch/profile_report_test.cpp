@@ -28,13 +28,13 @@ std::vector<RankProfile> two_ranks() {
   a.regions = {step(0, 2, 0, 0.25), region("mixer forward", 0, 1.75, 0.6, 1.15)};
   b.regions = {step(0, 4, 0.3, 1), region("mixer forward", 0, 1.5, 0.1, 1.4),
                region("mlp forward", 1.5, 2.7, 0, 1.2)};
-  const Call sum{"tp", "sums", "all_reduce", "world/0.0", 2, -1, -1, 1000, 1000, 1, 0.5, 1.1, 0.6};
+  const Call sum{"tp", "sums", "all_reduce", "world/0.0", -1, -1, 1000, 1000, 1, 0.5, 1.1, 0.6};
   a.calls = {sum};
   b.calls = {sum};
   b.calls[0].begin = 1.0, b.calls[0].exposed = 0.1;
   // A message that a sends at once and to b at 2.0, which waits for it since 1.8; it is there at 2.2.
-  a.calls.push_back({"pp", "stage output", "send", "world/1.0", 2, 0, 1, 4000, 4000, 1, 2.0, 2.001, 0.001});
-  b.calls.push_back({"pp", "stage output", "receive", "world/1.0", 2, 0, 1, 0, 4000, 1, 1.8, 2.2, 0.3});
+  a.calls.push_back({"pp", "stage output", "send", "world/1.0", 0, 1, 4000, 4000, 1, 2.0, 2.001, 0.001});
+  b.calls.push_back({"pp", "stage output", "receive", "world/1.0", 0, 1, 0, 4000, 1, 1.8, 2.2, 0.3});
   return {a, b};
 }
 
@@ -82,7 +82,7 @@ TEST(ProfileReport, KnowsTheBusBandwidthOfEachKind) {
   for (RankProfile& rank : ranks) {
     rank.regions = {step(0, 1, 0, 1)};
     for (const auto& [kind, factor] : factors)
-      rank.calls.push_back({"world", "all", kind, "world", 4, -1, -1, 0, 8'000'000'000, factor, 0.2, 0.3, 0});
+      rank.calls.push_back({"world", "all", kind, "world", -1, -1, 0, 8'000'000'000, factor, 0.2, 0.3, 0});
   }
   const ProfileSummary s = summary_of(ranks);
   for (const auto& [kind, factor] : factors) {
@@ -98,7 +98,7 @@ TEST(ProfileReport, MeetsTheCallsOfOneGroupInTheirOrder) {
     for (int i = 0; i < 2; ++i) {
       const double takes = rank < 2 && i == 1 ? 0.2 : 0.1, late = rank % 2 == 0 ? 0 : 0.5, end = 1 + i;
       ranks[static_cast<std::size_t>(rank)].calls.push_back({"tp", "sums", "all_reduce",
-                                                             rank < 2 ? "world/0.0" : "world/0.1", 2, -1, -1,
+                                                             rank < 2 ? "world/0.0" : "world/0.1", -1, -1,
                                                              100, 100, 1, end - takes - late, end, 0});
     }
   ranks[0].regions = {step(0, 1, 0, 1)};
@@ -119,7 +119,11 @@ TEST(ProfileReport, SharesAStepOutToComputingWaitingAndTheRest) {
   EXPECT_NEAR(s.regions[0].seconds, 1.625, 1e-12);
   EXPECT_DOUBLE_EQ(s.regions[1].calls, 0.5);
   const std::string table = format_table(s);
-  EXPECT_THAT(table, HasSubstr("profile of steps 4 to 4: a step of 3000.000 ms"));
+  EXPECT_THAT(table, HasSubstr("profile of steps 4 to 4, mean over ranks\n"
+                               "a step                       3000.000 ms  100.0%\n"
+                               "  computing                  1875.000 ms   62.5%\n"
+                               "  waiting for other ranks     500.000 ms   16.7%\n"
+                               "  rest                        625.000 ms   20.8%\n"));
   EXPECT_THAT(table,
               HasSubstr("mixer forward                  1.0   1625.000   1275.000    350.000   42.5%"));
   const auto json = nlohmann::json::parse(to_json(s));
