@@ -63,6 +63,7 @@ struct CallSpan {
   bool is_complete = false;  ///< so that the above is known
 
   // For an implementation that hands the call to a GPU's stream.
+  bool is_on_gpu() const { return on_gpu_; }
   void begins_on(const Stream& stream);
   void ends_on(const Stream& stream);
   void is_awaited_by(const Stream& compute);

@@ -35,7 +35,7 @@ class Transfers {
   }
   double seconds(std::size_t rank, std::size_t call, const Call& is) const {
     const Meeting& meeting = *of_[rank][call];
-    return is.from < 0 ? meeting.least : std::max(0.0, meeting.end - meeting.begin);
+    return is.from < 0 || is.on_gpu ? meeting.least : std::max(0.0, meeting.end - meeting.begin);
   }
 
  private:
@@ -174,7 +174,7 @@ std::string format_table(const ProfileSummary& s) {
   return out +
          fmt::format(
              "(transfer: since all ranks of the call were there; alg, bus: GB/s of it, as nccl-tests counts; "
-             "of link: bus, of what {} has measured)\n",
+             "of link: bus, of what the links of {} reach)\n",
              s.machine);
 }
 

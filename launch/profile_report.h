@@ -14,8 +14,9 @@ namespace transmamba {
 /// Calls of one axis, purpose and kind.
 ///
 /// `seconds` are those in which a rank had calls under way, which is often waiting for a rank that comes
-/// later. Bandwidths are about `transfer`, what is left from the moment when all are there: of a collective
-/// call the least time of its ranks, of a message what passed since the later of its two.
+/// later. Bandwidths are about `transfer`, what is left from the moment when all are there: the least time of
+/// the call's ranks, which needs no clock of both. A send of host memory ends before anybody receives it; of
+/// such a message it is what passed since the later of its two.
 struct ProfiledCalls {
   std::string axis, purpose, kind;
   double calls = 0, bytes = 0;  ///< that a rank sent

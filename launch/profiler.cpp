@@ -75,7 +75,10 @@ void Profiler::report() {
     const ProfileSummary summary = summarise(
         ranks, first + 1, Machine::of(config_.parallel.machine, config_.train.device), config_.parallel);
     if (log_) log_->note(fmt::format("\n{}", format_table(summary)));
-    if (folder().empty()) return;
+    if (folder().empty()) {
+      if (log_) log_->note("no trace.json: log.profile_path or checkpoint.path would say where");
+      return;
+    }
     write_durably(folder() / "profile.json", to_json(summary));
     write_durably(folder() / "trace.json", chrome_trace(ranks));
     if (log_) log_->note(fmt::format("wrote profile.json and trace.json to {}", folder().string()));

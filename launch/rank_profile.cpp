@@ -22,7 +22,8 @@ RankProfile rank_profile(const Profile& profile, const std::function<double(doub
   }
   for (const auto& c : profile.calls())
     out.calls.push_back({c->axis, std::string(c->purpose), c->kind, c->group, c->from, c->to, c->bytes,
-                         c->size, c->bus_factor, place(c->begin.seconds), place(c->end.seconds), c->exposed});
+                         c->size, c->bus_factor, place(c->begin.seconds), place(c->end.seconds), c->exposed,
+                         c->is_on_gpu()});
   return out;
 }
 
@@ -34,7 +35,7 @@ std::string RankProfile::to_text() const {
                  nanoseconds(x.exposed), nanoseconds(x.own)});
   for (const Call& x : calls)
     c.push_back({x.axis, x.purpose, x.kind, x.group, x.from, x.to, x.bytes, x.size, x.bus_factor,
-                 nanoseconds(x.begin), nanoseconds(x.end), nanoseconds(x.exposed)});
+                 nanoseconds(x.begin), nanoseconds(x.end), nanoseconds(x.exposed), x.on_gpu});
   return json.dump();
 }
 
@@ -47,7 +48,7 @@ RankProfile RankProfile::from_text(const std::string& text) {
         {x[0], x[1], x[2], x[3], seconds(x[4]), seconds(x[5]), seconds(x[6]), seconds(x[7])});
   for (const Json& x : json["calls"])
     out.calls.push_back({x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7], x[8], seconds(x[9]), seconds(x[10]),
-                         seconds(x[11])});
+                         seconds(x[11]), x[12]});
   return out;
 }
 

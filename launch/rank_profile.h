@@ -25,6 +25,7 @@ struct RankProfile {
     std::int64_t bytes = 0, size = 0;
     double bus_factor = 1;
     double begin = 0, end = 0, exposed = 0;
+    bool on_gpu = false;
   };
   double clock_offset = 0, round_trip = 0;  ///< as parallel/comm/clock.h found them; the longer one
   std::vector<Region> regions;

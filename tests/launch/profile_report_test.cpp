@@ -74,6 +74,12 @@ TEST(ProfileReport, CountsBandwidthFromWhenAllRanksAreThere) {
   EXPECT_DOUBLE_EQ(receive.bytes, 0);
 }
 
+TEST(ProfileReport, BelievesTheShorterSideOfAMessageBetweenGpus) {
+  std::vector<RankProfile> ranks = two_ranks();
+  for (RankProfile& rank : ranks) rank.calls[1].on_gpu = true;
+  EXPECT_NEAR(line(summary_of(ranks), "receive").bus_bandwidth, 4000 / 0.001, 1e-3);
+}
+
 TEST(ProfileReport, KnowsTheBusBandwidthOfEachKind) {
   // 4 ranks, 8e9 bytes in 0.1 s: 80 GB/s, and what links carry of it.
   const std::map<std::string, double> factors = {
