@@ -66,6 +66,11 @@ def check_report(name, report, ranks):
                and 0 <= c["transfer_seconds_per_step"], f"{name}: expected times, got {c}")
         if c["kind"] not in ("send", "receive"):
             expect(c["transfer_seconds_per_step"] <= c["seconds_per_step"] * (1 + 1e-6), f"{name}: expected transfers within calls, got {c}")
+    # What regions waited for is what calls waited, but for the values that the last step leaves for the next one to wait for.
+    waits = sum(c["exposed_seconds_per_step"] for c in report["communication"])
+    within = sum(c["exposed_seconds_per_step"] for c in report["communication"] if c["purpose"] != "parameters")
+    expect(within * (1 - 1e-3) <= exposed <= waits * (1 + 1e-3) and (exposed > 0) == (ranks > 1),
+           f"{name}: expected waits of {within} to {waits}, got {exposed}")
     # Ranks of one host have one clock: what was found is the measurement's error.
     for clock in report["clocks"]:
         expect(abs(clock["offset_seconds"]) <= clock["round_trip_seconds"] / 2 + 1e-9, f"{name}: expected one clock, got {clock}")
