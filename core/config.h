@@ -56,6 +56,7 @@ struct TrainConfig {
   bool cuda_graphs = true;               ///< micro-batches on one GPU are captured once and replayed
   bool deterministic = true;             ///< the same run twice gives the same bits
   std::string recompute = "none";        ///< none, selective, full
+  std::string bind = "auto";             ///< auto, none: of a rank to cores near its GPU (launch/binding.h)
   std::int64_t threads = 0;              ///< cores this rank uses; 0: all it may
   std::int64_t validate_every = 0;       ///< steps; 0: only at the end, where there is validation data
   std::int64_t validate_sequences = 32;  ///< at most
@@ -104,6 +105,7 @@ struct LogConfig {
   std::int64_t every = 1;  ///< steps between lines
   std::filesystem::path communication;  ///< table of all communication, as JSON; empty: communication.json in
                                         ///< checkpoint.path, or none
+  std::int64_t communication_skip = 0;  ///< steps at the start of a run that the table leaves out
   std::int64_t profile = 0;             ///< steps that are measured; 0: none
   std::filesystem::path profile_path;   ///< folder of profile.json and trace.json; empty: checkpoint.path, or
                                         ///< none

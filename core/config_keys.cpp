@@ -167,6 +167,8 @@ std::vector<ConfigKey> make_keys() {
       choice(MEMBER(train.recompute), {"none", "selective", "full"},
              "what backward computes again instead of keeping it; selective: norms' outputs, convolved q, k, "
              "v, SwiGLU's output; full: all but each layer's input"),
+      choice(MEMBER(train.bind), {"auto", "none"},
+             "auto: a rank on a GPU keeps to the cores near it, unless its launcher chose others"),
       integer(MEMBER(train.threads), 0, 1024, "cores this rank uses; 0: all it may"),
       integer(MEMBER(train.validate_every), 0, kAny, "steps between validations; 0: only at the end"),
       integer(MEMBER(train.validate_sequences), 1, kCount, "validation sequences, at most"),
@@ -213,6 +215,8 @@ std::vector<ConfigKey> make_keys() {
       text(MEMBER(log.communication), anything, "a path",
            "calls, bytes and seconds of all communication as JSON; empty: communication.json in "
            "checkpoint.path, or none"),
+      integer(MEMBER(log.communication_skip), 0, kAny,
+              "steps at the start of a run that this table leaves out, as they warm up"),
       integer(MEMBER(log.profile), 0, kCount,
               "steps, after the first 3 of the run, whose computing and communication are measured; also "
               "--profile"),

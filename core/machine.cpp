@@ -1,13 +1,11 @@
 #include "core/machine.h"
 
+#include <algorithm>
 #include <cerrno>
-#include <cmath>
 #include <cstring>
 #include <fstream>
-#include <nlohmann/json.hpp>
-#include <utility>
-#include <vector>
 
+#include "core/json_reader.h"
 #include "kernels/check.h"
 
 namespace transmamba {
@@ -41,49 +39,17 @@ void for_each_link(L& links, F&& io) {
   io("send", links.send);
 }
 
-/// Reads keys of nested objects, and knows the whole name of each for messages.
-class Reader {
- public:
-  Reader(const Json& json, std::string file, std::string path = "")
-      : json_(json), file_(std::move(file)), path_(std::move(path)) {
-    check(json_.is_object(), kWhere, "{}: expected {} to be an object", file_, path_.empty() ? "it" : path_);
-  }
-  Reader at(const std::string& key) const { return {value(key), file_, name(key)}; }
-  void read(const std::string& key, double& out) const {
-    const Json& v = value(key);
-    check(v.is_number() && std::isfinite(v.get<double>()) && v.get<double>() >= 0, kWhere,
-          "{}: {}: expected a number of at least 0, got {}", file_, name(key), v.dump());
-    out = v.get<double>();
-  }
-  void read(const std::string& key, std::int64_t& out) const {
-    const Json& v = value(key);
-    check(v.is_number_integer() && v.get<std::int64_t>() >= 1, kWhere,
-          "{}: {}: expected an integer of at least 1, got {}", file_, name(key), v.dump());
-    out = v.get<std::int64_t>();
-  }
-  void read(const std::string& key, std::string& out) const {
-    const Json& v = value(key);
-    check(v.is_string(), kWhere, "{}: {}: expected text, got {}", file_, name(key), v.dump());
-    out = v.get<std::string>();
-  }
-
- private:
-  std::string name(const std::string& key) const { return path_.empty() ? key : path_ + "." + key; }
-  const Json& value(const std::string& key) const {
-    check(json_.contains(key), kWhere, "{}: {} is missing; `transmamba bench --quick` writes such a file",
-          file_, name(key));
-    return json_.at(key);
-  }
-  const Json& json_;
-  std::string file_, path_;
-};
-
-Links read_links(const Reader& in) {
+Links read_links(const JsonReader& in) {
   Links links;
   in.read("ranks", links.ranks);
   for_each_link(links, [&](const char* name, LinkCost& link) {
-    in.at(name).read("latency", link.latency);
-    in.at(name).read("byte", link.byte);
+    const JsonReader at = in.at(name);
+    at.read("latency", link.latency);
+    at.read("byte", link.byte);
+    if (!at.has("curve")) return;
+    std::vector<std::pair<double, double>> points;
+    at.read("curve", points), at.read("steps", link.steps);
+    for (const auto& [bytes, seconds] : points) link.curve.push_back({bytes, seconds});
   });
   return links;
 }
@@ -92,6 +58,9 @@ Json write_links(const Links& links) {
   Json out{{"ranks", links.ranks}};
   for_each_link(links, [&](const char* name, const LinkCost& link) {
     out[name] = {{"latency", link.latency}, {"byte", link.byte}};
+    if (link.curve.empty()) return;
+    out[name]["steps"] = link.steps;
+    for (const LinkCost::Point& p : link.curve) out[name]["curve"].push_back({p.bytes, p.seconds});
   });
   return out;
 }
@@ -116,8 +85,7 @@ Machine Machine::load(const std::filesystem::path& file) {
       "one",
       name);
   const Json json = Json::parse(in, nullptr, /*allow_exceptions=*/false);
-  check(json.is_object(), kWhere, "{}: expected a JSON object", name);
-  const Reader top(json, name);
+  const JsonReader top(json, {kWhere, name, "; `transmamba bench --quick` writes such a file"});
   Machine m;
   std::int64_t version = 0;
   top.read("version", version);
@@ -132,10 +100,11 @@ Machine Machine::load(const std::filesystem::path& file) {
   top.at("gemm").read("flop", m.gemm_flop);
   top.at("gemm").read("byte", m.gemm_byte);
   for_each_op(m, [&](const char* op, OpCost& cost) {
-    const Reader at = top.at(op);
+    const JsonReader at = top.at(op);
     at.read("call", cost.call);
     at.read("forward", cost.forward);
     at.read("backward", cost.backward);
+    at.read("call_backward", cost.call_backward);
   });
   top.read("ranks_per_host", m.ranks_per_host);
   m.within_host = read_links(top.at("within_host"));
@@ -147,7 +116,10 @@ void Machine::save(const std::filesystem::path& file) const {
   Json json{{"version", kVersion}, {"name", name}, {"measured_on", measured_on}, {"dtype", dtype}};
   json["gemm"] = {{"call", gemm_call}, {"flop", gemm_flop}, {"byte", gemm_byte}};
   for_each_op(*this, [&](const char* op, const OpCost& cost) {
-    json[op] = {{"call", cost.call}, {"forward", cost.forward}, {"backward", cost.backward}};
+    json[op] = {{"call", cost.call},
+                {"forward", cost.forward},
+                {"call_backward", cost.call_backward},
+                {"backward", cost.backward}};
   });
   json["ranks_per_host"] = ranks_per_host;
   json["within_host"] = write_links(within_host);
@@ -169,18 +141,18 @@ Machine Machine::builtin_cpu() {
   m.measured_on = "one core of an Intel Xeon, 2026-11";
   m.dtype = "float32";
   m.gemm_call = 2e-6, m.gemm_flop = 1.0 / 110e9, m.gemm_byte = 1.0 / 40e9;
-  m.attention = {2e-6, 6e-11, 1.1e-10};
-  m.scan = {2e-6, 1.0e-10, 3.4e-10};
-  m.summary = {2e-6, 1.7e-11, 5.2e-11};
-  m.qkv_conv = {2e-6, 7.8e-10, 1.9e-9};
+  m.attention = {2e-6, 6e-11, 1.1e-10, 2e-6};
+  m.scan = {2e-6, 1.0e-10, 3.4e-10, 2e-6};
+  m.summary = {2e-6, 1.7e-11, 5.2e-11, 2e-6};
+  m.qkv_conv = {2e-6, 7.8e-10, 1.9e-9, 2e-6};
   m.rotation = {0, 1.0e-9, 1.0e-9};
-  m.norm = {1e-6, 2.5e-10, 1.1e-9};
-  m.gated_norm = {1e-6, 9.5e-10, 2.6e-9};
-  m.swiglu = {1e-6, 5.6e-10, 8.0e-10};
-  m.copy = {1e-6, 1.2e-10, 0};
-  m.embedding = {1e-6, 1.6e-10, 1.5e-10};
-  m.cross_entropy = {1e-6, 5.4e-10, 4.7e-10};
-  m.adamw = {1e-6, 6.0e-10, 0};
+  m.norm = {1e-6, 2.5e-10, 1.1e-9, 1e-6};
+  m.gated_norm = {1e-6, 9.5e-10, 2.6e-9, 1e-6};
+  m.swiglu = {1e-6, 5.6e-10, 8.0e-10, 1e-6};
+  m.copy = {1e-6, 1.2e-10, 0, 0};
+  m.embedding = {1e-6, 1.6e-10, 1.5e-10, 1e-6};
+  m.cross_entropy = {1e-6, 5.4e-10, 4.7e-10, 1e-6};
+  m.adamw = {1e-6, 6.0e-10, 0, 0};
   m.ranks_per_host = 64;
   const LinkCost shared{5e-6, 1.0 / 5e9}, network{30e-6, 1.0 / 1.2e9};
   m.within_host = {shared, shared, shared, shared, shared, 2};
@@ -191,20 +163,21 @@ Machine Machine::builtin_cpu() {
 Machine Machine::builtin_h200() {
   Machine m;
   m.name = "built-in H200";
-  m.measured_on = "DESIGN section 5: one H200, PyTorch 2.11, cuDNN, mamba-ssm 2.3.2; bfloat16";
+  m.measured_on = "transmamba bench kernels and bench comm on H200s, two over NVLink, 2026-11; bfloat16";
   m.dtype = "bfloat16";
-  // The units of the table's shape: batch 2, T 8192, 16 heads of 96.
+  // The units of the shape that was measured: batch 2, T 8192, 16 heads of 96. Attention's backward pass is
+  // the one that adds in any order (train.deterministic = false).
   constexpr double kPairs = 2.0 * 16 * 8192 * 8193 / 2 * (96 + 96);
   constexpr double kStates = 2.0 * 16 * 8192 * 96 * 96;
-  constexpr double kByte = 1 / 4.27e12, kLaunch = 4e-6;
-  // Elementwise work is the bytes it reads and writes, two an element, at the speed of a device copy.
+  constexpr double kByte = 1 / (0.85 * 4.27e12), kLaunch = 5e-6;
+  // Elementwise work is the bytes it reads and writes, two an element, at 85 % of a device copy's speed.
   const auto moves = [](double forward, double backward) {
-    return OpCost{kLaunch, 2 * forward * kByte, 2 * backward * kByte};
+    return OpCost{kLaunch, 2 * forward * kByte, 2 * backward * kByte, 2 * kLaunch};
   };
   m.gemm_call = kLaunch, m.gemm_flop = 1 / 700e12, m.gemm_byte = 0;
-  m.attention = {kLaunch, 0.865e-3 / kPairs, 2.58e-3 / kPairs};
-  m.scan = {kLaunch, 0.44e-3 / kStates, 2.4e-3 / kStates};
-  m.summary = {kLaunch, 0.55e-3 / kStates, 1.4e-3 / kStates};
+  m.attention = {2e-5, 0.957e-3 / kPairs, 2.63e-3 / kPairs, 4.5e-5};
+  m.scan = {1.2e-5, 0.0955e-3 / kStates, 0.369e-3 / kStates, 2.2e-5};
+  m.summary = {1.2e-5, 0.0414e-3 / kStates, 0.166e-3 / kStates, 2.4e-5};
   m.qkv_conv = moves(2, 3);
   m.rotation = {0, kByte, kByte};  // a second copy of the keys
   m.norm = moves(2, 4);
@@ -215,15 +188,35 @@ Machine Machine::builtin_h200() {
   m.cross_entropy = moves(1, 2);
   m.adamw = {kLaunch, 28 * kByte, 0};  // fp32 weight, two moments and their writes, gradient
   m.ranks_per_host = 8;
-  m.within_host = {{8e-6, 1 / 334e9}, {8e-6, 1 / 289e9}, {8e-6, 1 / 270e9},
-                   {8e-6, 1 / 359e9}, {8e-6, 1 / 359e9}, 2};
+  m.within_host = {{10e-6, 1 / 328e9}, {10e-6, 1 / 288e9}, {10e-6, 1 / 277e9},
+                   {10e-6, 1 / 355e9}, {22e-6, 1 / 269e9}, 2};
   const LinkCost network{15e-6, 1 / 45e9};
   m.between_hosts = {network, network, network, network, network, 2};
   return m;
 }
 
+/// Between two points as a line through both, which is right wherever a call has a latency and a rate; below
+/// the first as a line from the latency alone; past the last at the last one's rate.
+double LinkCost::seconds(double bytes, double call_steps) const {
+  if (curve.empty()) return call_steps * latency + bytes * byte;
+  const Point last = curve.back();
+  double measured = last.seconds * (last.bytes > 0 ? bytes / last.bytes : 1);
+  Point from{0, std::min(steps * latency, curve.front().seconds)};
+  for (const Point& to : curve) {
+    if (bytes <= to.bytes) {
+      const double part = to.bytes > from.bytes ? (bytes - from.bytes) / (to.bytes - from.bytes) : 1;
+      measured = from.seconds + part * (to.seconds - from.seconds);
+      break;
+    }
+    from = to;
+  }
+  if (call_steps == steps) return measured;
+  // Where next to all of it is latency, as if all were.
+  return std::max(measured + (call_steps - steps) * latency, measured * std::min(1.0, call_steps / steps));
+}
+
 double collective_seconds(const LinkCost& link, std::int64_t ranks, double bytes, double steps) {
-  return ranks <= 1 ? 0 : steps * link.latency + bytes * link.byte;
+  return ranks <= 1 ? 0 : link.seconds(bytes, steps);
 }
 
 double all_reduce_seconds(const Links& links, std::int64_t ranks, double bytes) {

@@ -9,20 +9,31 @@
 #include <filesystem>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace transmamba {
 
-/// Seconds that a kernel takes: `call` for being called, then per unit of work, forward and backward.
+/// Seconds that a kernel takes, forward and backward: for being called, then per unit of work.
 struct OpCost {
   double call = 0;
   double forward = 0, backward = 0;
+  double call_backward = 0;
+  double calls() const { return call + call_backward; }
 };
 
 /// A collective among n ranks: its number of ring steps times `latency`, and `byte` for each byte that a rank
-/// sends (Traffic in parallel/comm/recorder.h counts them).
+/// sends (Traffic in parallel/comm/recorder.h counts them). No line is near a library that changes its
+/// algorithm with the size, so where times were measured they count, straight from one size to the next; for
+/// other numbers of ranks than were measured `latency` corrects them.
 struct LinkCost {
+  struct Point {
+    double bytes = 0, seconds = 0;
+  };
   double latency = 0;
   double byte = 0;
+  double steps = 0;               ///< of the measurement behind `curve`
+  std::vector<Point> curve = {};  ///< by bytes, rising; may be empty
+  double seconds(double bytes, double steps) const;
 };
 
 struct Links {
@@ -31,7 +42,7 @@ struct Links {
 };
 
 struct Machine {
-  static constexpr int kVersion = 2;
+  static constexpr int kVersion = 3;
   std::string name;         ///< the user's
   std::string measured_on;  ///< device, cores, date, or where the numbers are from
   std::string dtype;        ///< of the measurement: float32, float64 or bfloat16

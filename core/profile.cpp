@@ -19,10 +19,18 @@ std::string name_of(const RegionSpan& region) {
 }
 
 void CallSpan::begins_on(const Stream& stream) { begin = profile_->mark(stream), on_gpu_ = true; }
-void CallSpan::ends_on(const Stream& stream) { end = profile_->mark(stream); }
+void CallSpan::begins_in(const Stream& compute) {
+  begins_on(compute);
+  is_in_compute_ = true;
+  region_ = profile_->open_region();
+}
+void CallSpan::ends_on(const Stream& stream) {
+  end = profile_->mark(stream);
+  is_awaited_ |= is_in_compute_;
+}
 void CallSpan::is_awaited_by(const Stream& compute) {
   arrival_ = profile_->mark(compute), is_awaited_ = true;
-  region_ = profile_->open_.empty() ? -1 : profile_->open_.back();
+  region_ = profile_->open_region();
 }
 
 void CallSpan::ended(double begun, double ended, double waited) {
@@ -112,7 +120,8 @@ void Profile::resolve_calls() {
     if (call->is_complete || !call->is_awaited_) continue;
     if (!events_[static_cast<std::size_t>(call->end.event)].passed()) continue;
     resolve(call->begin), resolve(call->end), resolve(call->arrival_);
-    call->exposed = std::max(0.0, call->end.seconds - call->arrival_.seconds);
+    const Mark& arrival = call->is_in_compute_ ? call->begin : call->arrival_;
+    call->exposed = std::max(0.0, call->end.seconds - arrival.seconds);
     if (call->region_ >= 0) regions_[static_cast<std::size_t>(call->region_)].exposed += call->exposed;
     call->is_complete = true;
   }

@@ -65,6 +65,7 @@ struct CallSpan {
   // For an implementation that hands the call to a GPU's stream.
   bool is_on_gpu() const { return on_gpu_; }
   void begins_on(const Stream& stream);
+  void begins_in(const Stream& compute);  ///< the compute stream itself, which waits from there to the end
   void ends_on(const Stream& stream);
   void is_awaited_by(const Stream& compute);
   /// By the host's clock; does nothing to a call that a GPU's stream has.
@@ -74,7 +75,7 @@ struct CallSpan {
   friend class Profile;
   Profile* profile_ = nullptr;
   Mark arrival_;
-  bool on_gpu_ = false, is_awaited_ = false;
+  bool on_gpu_ = false, is_awaited_ = false, is_in_compute_ = false;
   int region_ = -1;  // that waits
 };
 
@@ -113,6 +114,7 @@ class Profile {
  private:
   friend struct CallSpan;
   bool on_gpu() const { return compute_.device == Device::cuda; }
+  int open_region() const { return open_.empty() ? -1 : open_.back(); }  // the innermost
   Mark mark(const Stream& stream);
   void resolve(Mark& mark);
   void resolve_calls();

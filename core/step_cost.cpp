@@ -10,7 +10,7 @@ namespace {
 double real(std::int64_t x) { return static_cast<double>(x); }
 
 Seconds op(const OpCost& cost, double units) {
-  return {cost.call + cost.forward * units, cost.call + cost.backward * units};
+  return {cost.call + cost.forward * units, cost.call_backward + cost.backward * units};
 }
 
 /// y = x W^T on `tokens` rows, and in backward the products for dx and dW.

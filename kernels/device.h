@@ -24,6 +24,8 @@ struct Info {
 
 /// At least 1: throws Error where there is no driver or no GPU.
 int count();
+/// Where it is plugged in: "0000:61:00.0". Does not touch the GPU.
+std::string pci_address(int device);
 /// The GPU of everything that the calling thread does from now on.
 Info select(int device);
 

@@ -22,6 +22,8 @@ struct Gemm {
   ConstView addend = {};  ///< optional: C
   View c;
   double beta = 0;
+  int spare = 0;  ///< a hint: multiprocessors of a GPU to leave to what moves data meanwhile; the sums may
+                  ///< have another order with it
 };
 TRANSMAMBA_KERNEL(gemm, Gemm);
 

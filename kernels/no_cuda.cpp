@@ -69,6 +69,7 @@ namespace {
 }  // namespace
 
 int count() { missing(); }
+std::string pci_address(int) { missing(); }
 Info select(int) { missing(); }
 Stream create_stream(bool) { missing(); }
 void destroy_stream(const Stream&) noexcept {}

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -33,6 +35,15 @@ std::optional<Vector> solve(std::vector<Vector> a, Vector b) {
 }
 
 }  // namespace
+
+std::string format_checks(const std::vector<FitCheck>& checks) {
+  std::string text = fmt::format("{:<48} {:>13} {:>13} {:>10}\n", "sizes that were not fitted", "measured",
+                                 "predicted", "off by");
+  for (const FitCheck& c : checks)
+    text += fmt::format("{:<48} {:>10.1f} us {:>10.1f} us {:>+8.0f} %\n", c.what, 1e6 * c.measured,
+                        1e6 * c.predicted, 100 * (c.predicted / c.measured - 1));
+  return text;
+}
 
 std::vector<double> fit(const std::vector<Vector>& rows, const Vector& seconds) {
   check(!rows.empty() && rows.size() == seconds.size() && rows[0].size() <= 3, "fit",

@@ -19,7 +19,7 @@
 namespace transmamba {
 namespace {
 
-constexpr std::int64_t kMostTokens = 2048;  // larger sizes are on the same lines
+constexpr std::int64_t kMostTokens = 2048;  // on a CPU larger sizes are on the same lines
 
 class Bench {
  public:
@@ -34,9 +34,12 @@ class Bench {
     if (m_.vocab_size == 0) m_.vocab_size = 256;
     // Kernels see a micro-batch at once; small sizes would stay in caches that a step's tensors do not fit
     // in.
-    const std::int64_t most = std::min(config.train.micro_batch * config.train.seq_len, kMostTokens);
+    const bool on_gpu = stream_.device == Device::cuda;
+    std::int64_t most = config.train.micro_batch * config.train.seq_len;
+    if (!on_gpu) most = std::min(most, kMostTokens);
     // The second size is not fitted but predicted.
-    tokens_ = {std::max<std::int64_t>(1, most / 8), std::max<std::int64_t>(1, most / 2), most};
+    tokens_ = {std::max<std::int64_t>(1, most / (on_gpu ? 16 : 8)), std::max<std::int64_t>(1, most / 2),
+               most};
   }
 
   void run(Machine& machine) {
@@ -67,11 +70,8 @@ class Bench {
   using At = std::function<Point(std::int64_t)>;
 
   double time(const std::function<void()>& kernel) const {
-    const auto whole = [&] {
-      kernel();
-      synchronize(context_);
-    };
-    return time_together(world_, whole, seconds_);
+    return time_in_turns(
+        world_, {kernel}, [&] { synchronize(context_); }, seconds_)[0];
   }
 
   /// Fits `cost`; with `rotation` also what points of `rotated_at` cost beyond that.
@@ -109,11 +109,11 @@ class Bench {
     const std::vector<double> ahead = fit(rows, forward);
     const std::vector<double> behind =
         rows_back.empty() ? std::vector<double>(ahead.size(), 0.0) : fit(rows_back, backward);
-    // One cost of a call for both ways: it matters little, and less in backward.
-    cost = {ahead[0], ahead[1], behind[1]};
+    cost = {ahead[0], ahead[1], behind[1], behind[0]};
     if (rotation) *rotation = {0, ahead[2], behind[2]};
     for (Try& t : tries) {
-      t.check.predicted = cost.call + (t.back ? cost.backward : cost.forward) * t.units;
+      t.check.predicted =
+          t.back ? cost.call_backward + cost.backward * t.units : cost.call + cost.forward * t.units;
       if (rotation) t.check.predicted += (t.back ? rotation->backward : rotation->forward) * t.rotated;
       checks_.push_back(t.check);
     }

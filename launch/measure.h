@@ -9,6 +9,7 @@
 #include "core/config.h"
 #include "core/machine.h"
 #include "core/tensor.h"
+#include "launch/call_bench.h"
 #include "parallel/comm/communicator.h"
 
 namespace transmamba {
@@ -18,6 +19,7 @@ struct FitCheck {
   std::string what;
   double measured = 0, predicted = 0;  ///< seconds
 };
+std::string format_checks(const std::vector<FitCheck>& checks);  ///< a table
 
 /// Kernels, on all ranks of `world` at once, as in training: they share a host's cores and its memory's
 /// bandwidth. Shapes are `config.model`'s (vocab_size 0 stands for 256) on up to train.seq_len tokens, at
@@ -37,6 +39,18 @@ std::string measure_links(const Context& context, Communicator& world, const std
 /// mean of several rounds, on the rank where that is most. A collective call, the same on all ranks; `work`
 /// may make collective calls.
 double time_together(Communicator& group, const std::function<void()>& work, double seconds);
+
+/// The same of several works in turns, so that what drifts hits all alike. `finish` follows the last of each
+/// round, and its time counts.
+std::vector<double> time_in_turns(Communicator& group, const std::vector<std::function<void()>>& works,
+                                  const std::function<void()>& finish, double seconds);
+
+/// What calls of a group cost: a line through its `times`, and these themselves. What was `tried` beside them
+/// is predicted, in `checks`.
+Links fit_links(const std::vector<CallTime>& times, const std::vector<CallTime>& tried,
+                std::vector<FitCheck>& checks);
+/// By how much, at most and relative, latency and bytes alone are off what was measured.
+double off_a_line(const LinkCost& link);
 
 /// Coefficients >= 0 with sum_j coefficient[j] rows[i][j] close to seconds[i], in squares of relative errors.
 /// At most 3 columns.

@@ -4,8 +4,8 @@
 #include <array>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
-#include "kernels/elementwise.h"
 #include "launch/measure.h"
 #include "parallel/comm/agree.h"
 
@@ -23,110 +23,103 @@ double largest(Communicator& group, double value) {
   return *shared.ptr<double>();
 }
 
-/// One kind of call at a few sizes: what it does, its ring steps, and the bytes that a rank then sends, by
-/// the bytes of the whole buffer. core/machine.cpp predicts with the same.
-class LinkBench {
- public:
-  LinkBench(const Context& context, Communicator& group, double seconds, std::vector<FitCheck>& checks)
-      : context_(context), group_(group), seconds_(seconds), checks_(checks) {}
+LinkCost* link_of(Links& links, Call::Kind kind) {
+  switch (kind) {
+    case Call::Kind::all_reduce: return &links.all_reduce;
+    case Call::Kind::all_gather: return &links.all_gather;
+    case Call::Kind::reduce_scatter: return &links.reduce_scatter;
+    case Call::Kind::exchange: return &links.exchange;
+    case Call::Kind::send: return &links.send;
+    default: return nullptr;  // nothing that is predicted
+  }
+}
 
-  Links run() {
-    const double n = group_.size(), part = (n - 1) / n;
-    Links links;
-    links.ranks = group_.size();
-    links.all_reduce =
-        measure("all_reduce", 2 * (n - 1), 2 * part, [&](const Tensor& x) { group_.all_reduce("bench", x); });
-    links.all_gather = measure("all_gather", n - 1, part, [&](const Tensor& x) {
-      group_.all_gather("bench", mine(x, group_.rank()), x);
-    });
-    links.reduce_scatter = measure("reduce_scatter", n - 1, part, [&](const Tensor& x) {
-      group_.reduce_scatter("bench", x, mine(x, group_.rank()));
-    });
-    links.exchange = measure("exchange", 1, part, [&](const Tensor& x) { exchange(x); });
-    constexpr Lane kRing{"bench", 1};
-    group_.open_lanes({&kRing, 1});
-    links.send = measure("send", 1, 1, [&](const Tensor& x) { pass_on(x); });
-    return links;
-  }
+double sent(const CallTime& time) {
+  return buffer_factor(time.kind, time.ranks) * static_cast<double>(time.bytes);
+}
 
- private:
-  Tensor mine(const Tensor& x, int rank) const {
-    const std::int64_t each = x.numel() / group_.size();
-    return x.slice(0, rank * each, (rank + 1) * each);
+/// A few sizes on a few ranks, of which one is not fitted but predicted.
+Links quick_links(const Context& context, Communicator& group, double seconds,
+                  std::vector<FitCheck>& checks) {
+  constexpr std::array<std::int64_t, 3> kSizes{1 << 10, 1 << 15, 1 << 24};
+  constexpr std::int64_t kTried = 1 << 20;
+  const std::int64_t most = kSizes.back() / size_of(context.dtype) + group.size();
+  const CallBench bench(context, group, group, context.empty({most}), context.empty({most}));
+  std::vector<CallTime> times, tried;
+  for (const Call::Kind kind : kMeasuredKinds) {
+    if (kind == Call::Kind::broadcast) continue;
+    for (const std::int64_t size : kSizes)
+      times.push_back(bench.time(kind, bench.fitting(size), seconds, false));
+    tried.push_back(bench.time(kind, bench.fitting(kTried), seconds, false));
   }
-  /// As ranks swap keys and values: every other rank gets this rank's part.
-  void exchange(const Tensor& x) {
-    std::vector<Outgoing> outgoing;
-    std::vector<Incoming> incoming;
-    for (int peer = 0; peer < group_.size(); ++peer) {
-      if (peer == group_.rank()) continue;
-      outgoing.push_back({peer, mine(x, group_.rank())});
-      incoming.push_back({peer, mine(x, peer)});
-    }
-    group_.exchange("bench", outgoing, incoming);
-  }
-  /// Round the ring, all at once.
-  void pass_on(const Tensor& x) {
-    const int n = group_.size(), rank = group_.rank();
-    const Tensor received = context_.empty(x.shape());
-    Pending sending = group_.start_send("bench", x, (rank + 1) % n, 0);
-    group_.receive("bench", received, (rank + n - 1) % n, 0);
-    sending.wait();
-  }
-
-  template <class F>
-  LinkCost measure(const char* name, double steps, double sent, F&& call) {
-    // The third size is not fitted but predicted.
-    constexpr std::array<std::int64_t, 4> kSizes{1 << 10, 1 << 15, 1 << 20, 1 << 24};
-    std::vector<std::vector<double>> rows;
-    std::vector<double> seconds;
-    FitCheck check;
-    double checked = 0;
-    for (const std::int64_t size : kSizes) {
-      const std::int64_t element = size_of(context_.dtype), n = group_.size();
-      const Tensor x = context_.empty({(size / element + n - 1) / n * n});
-      fill({.value = 0, .y = x}, context_.stream);  // a sum of sums of .. must not overflow
-      const double bytes = sent * static_cast<double>(x.numel() * element);
-      const double measured = time_together(
-          group_, [&] { call(x), synchronize(context_); }, seconds_);
-      if (size == kSizes[2]) {
-        check = {fmt::format("{} of 1 MiB, {} ranks", name, n), measured, 0};
-        checked = bytes;
-      } else {
-        rows.push_back({steps, bytes});
-        seconds.push_back(measured);
-      }
-    }
-    const std::vector<double> found = fit(rows, seconds);
-    check.predicted = steps * found[0] + checked * found[1];
-    checks_.push_back(check);
-    return {found[0], found[1]};
-  }
-
-  const Context& context_;
-  Communicator& group_;
-  double seconds_;
-  std::vector<FitCheck>& checks_;
-};
+  return fit_links(times, tried, checks);
+}
 
 }  // namespace
 
-double time_together(Communicator& group, const std::function<void()>& work, double seconds) {
+std::vector<double> time_in_turns(Communicator& group, const std::vector<std::function<void()>>& works,
+                                  const std::function<void()>& finish, double seconds) {
   using Clock = std::chrono::steady_clock;
-  const auto time = [&](int runs) {
+  const auto time = [&](const std::function<void()>& work, int runs) {
     group.barrier("bench");
     const auto start = Clock::now();
     for (int i = 0; i < runs; ++i) work();
+    finish();
     return std::chrono::duration<double>(Clock::now() - start).count() / runs;
   };
-  time(1);  // warm up
-  const double once = std::max(largest(group, time(1)), 1e-9);
-  // A round is long enough for ranks that share a core to take turns in it.
-  const int runs = static_cast<int>(std::clamp(seconds / kRounds / once, 1.0, 1e6));
-  const int rounds = static_cast<int>(std::clamp(std::ceil(20 * seconds / once), 1.0, double{kRounds}));
-  double best = time(runs);
-  for (int round = 1; round < rounds; ++round) best = std::min(best, time(runs));
-  return std::max(largest(group, best), 1e-9);
+  std::vector<int> runs;
+  int rounds = kRounds;
+  for (const auto& work : works) {
+    time(work, 1);  // warm up
+    const double once = std::max(largest(group, time(work, 1)), 1e-9);
+    // A round is long enough for ranks that share a core to take turns in it.
+    runs.push_back(static_cast<int>(std::clamp(seconds / kRounds / once, 1.0, 1e6)));
+    rounds = std::min(rounds, static_cast<int>(std::clamp(std::ceil(20 * seconds / once), 1.0, 1e6)));
+  }
+  std::vector<double> best(works.size(), std::numeric_limits<double>::infinity());
+  for (int round = 0; round < rounds; ++round)
+    for (std::size_t i = 0; i < works.size(); ++i) best[i] = std::min(best[i], time(works[i], runs[i]));
+  for (double& seconds_of_work : best) seconds_of_work = std::max(largest(group, seconds_of_work), 1e-9);
+  return best;
+}
+
+double time_together(Communicator& group, const std::function<void()>& work, double seconds) {
+  return time_in_turns(
+      group, {work}, [] {}, seconds)[0];
+}
+
+Links fit_links(const std::vector<CallTime>& times, const std::vector<CallTime>& tried,
+                std::vector<FitCheck>& checks) {
+  Links links;
+  for (const Call::Kind kind : kMeasuredKinds) {
+    LinkCost* const link = link_of(links, kind);
+    std::vector<std::vector<double>> rows;
+    std::vector<double> seconds;
+    for (const CallTime& time : times) {
+      if (!link || time.kind != kind) continue;
+      links.ranks = time.ranks, link->steps = ring_steps(kind, time.ranks);
+      rows.push_back({link->steps, sent(time)});
+      seconds.push_back(time.seconds);
+      link->curve.push_back({sent(time), time.seconds});
+    }
+    if (rows.empty()) continue;
+    const std::vector<double> found = fit(rows, seconds);
+    link->latency = found[0], link->byte = found[1];
+    std::sort(link->curve.begin(), link->curve.end(),
+              [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
+  }
+  for (const CallTime& time : tried)
+    if (const LinkCost* const link = link_of(links, time.kind))
+      checks.push_back({fmt::format("{} of {} bytes, {} ranks", to_string(time.kind), time.bytes, time.ranks),
+                        time.seconds, link->seconds(sent(time), ring_steps(time.kind, time.ranks))});
+  return links;
+}
+
+double off_a_line(const LinkCost& link) {
+  double most = 0;
+  for (const LinkCost::Point& p : link.curve)
+    most = std::max(most, std::abs((link.steps * link.latency + p.bytes * link.byte) / p.seconds - 1));
+  return most;
 }
 
 std::string measure_links(const Context& context, Communicator& world, const std::string& host,
@@ -138,12 +131,12 @@ std::string measure_links(const Context& context, Communicator& world, const std
   const auto first = std::count(hosts.begin(), hosts.end(), hosts[0]);
   std::sort(hosts.begin(), hosts.end());
   const auto count = std::unique(hosts.begin(), hosts.end()) - hosts.begin();
-  if (near->size() > 1) machine.within_host = LinkBench(context, *near, seconds, checks).run();
+  if (near->size() > 1) machine.within_host = quick_links(context, *near, seconds, checks);
   if (count == 1) {
     machine.ranks_per_host = std::max<std::int64_t>(machine.ranks_per_host, first);
     return fmt::format("links between {} ranks of one host; between hosts: built-in numbers", first);
   }
-  machine.between_hosts = LinkBench(context, world, seconds, checks).run();
+  machine.between_hosts = quick_links(context, world, seconds, checks);
   machine.ranks_per_host = first;
   return fmt::format("links between {} ranks of {} hosts; within a host: {}", world.size(), count,
                      first > 1 ? fmt::format("between {} ranks", first) : "built-in numbers");

@@ -1,36 +1,24 @@
 #include "launch/session.h"
 
-#include <sched.h>
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <map>
 
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
+#include "launch/binding.h"
 #include "parallel/comm/agree.h"
 
 namespace transmamba {
 namespace {
 
-int available_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-}
-
 DType parse_dtype(const std::string& name) {
   if (name == "bfloat16") return DType::bf16;
   return name == "float64" ? DType::f64 : DType::f32;
-}
-
-/// The GPU of a rank.
-gpu::Info take_gpu(const TrainConfig& config, int local_rank) {
-  const gpu::Info gpu = gpu::select(local_rank % gpu::count());
-  check_gpu(config, gpu);
-  return gpu;
 }
 
 }  // namespace
@@ -63,28 +51,51 @@ void check_gpu(const TrainConfig& config, const gpu::Info& gpu) {
         gpu.major == 9 ? "90a-real" : fmt::format("{}{}", gpu.major, gpu.minor));
 }
 
-Session::Session(const TrainConfig& config, int ranks_on_cores) : Session(config, ranks_on_cores, 1, 0) {}
+Session::Session(const TrainConfig& config, int ranks_on_cores) : Session(config, ranks_on_cores, nullptr) {}
 
 Session::Session(const TrainConfig& config, const Process& process)
-    : Session(config, process.ranks_on_cores(), process.size(), process.local_rank()) {}
+    : Session(config, process.ranks_on_cores(), &process) {}
 
-Session::Session(const TrainConfig& config, int ranks_on_cores, int ranks, int local_rank) {
+/// Its cores are chosen first: what the driver gets of the host's memory then lies there. Gives the number of
+/// ranks on these cores.
+int Session::take_gpu(const TrainConfig& config, const Process* process, int ranks_on_cores) {
+  // Every group and lane of ranks has a stream, and as many queues of the driver as it allows keep one that
+  // waits for another rank from holding up others. Read when the driver starts; a user's own choice stays.
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
+  const int count = gpu::count(), local_rank = process ? process->local_rank() : 0,
+            local_size = process ? process->local_size() : 1, device = local_rank % count;
+  if (config.bind == "auto") {
+    Host host{{},         online_cores(), own_cores(), local_size > 1 && ranks_on_cores == local_size,
+              local_rank, local_size};
+    for (int i = 0; i < count; ++i) host.near.push_back(cores_near(gpu::pci_address(i)));
+    const std::optional<Binding> binding = choose_binding(host);
+    if (binding && bind_to(binding->cores)) ranks_on_cores = binding->ranks;
+  }
+  gpu_ = gpu::select(device);
+  check_gpu(config, *gpu_);
+  place_ = fmt::format("GPU {} of {} at {}, cores {}", device, count, gpu::pci_address(device),
+                       format_cores(own_cores()));
+  return ranks_on_cores;
+}
+
+Session::Session(const TrainConfig& config, int ranks_on_cores, const Process* process) {
   context_.memory = &memory_;
   context_.dtype = parse_dtype(config.dtype);
   if (config.device == "cuda") {
-    gpu_ = take_gpu(config, local_rank);
+    ranks_on_cores = take_gpu(config, process, ranks_on_cores);
     memory_ = Allocator(gpu::reserve_memory());
     context_.stream = gpu::create_stream();
     host_ = Allocator::pinned(context_.stream);
     context_.host = &host_;
     scratch_ = std::make_unique<ArenaScratch>(memory_);
     context_.stream.scratch = scratch_.get();
-    if (ranks > 1) nccl_ = std::make_unique<NcclEngine>(context_.stream);
+    if (process && process->size() > 1) nccl_ = std::make_unique<NcclEngine>(context_.stream);
     context_.stream.watch = nccl_.get();
   }
   context_.stream.deterministic = config.deterministic;
+  const int cores = static_cast<int>(own_cores().size());
   context_.stream.threads =
-      config.threads > 0 ? static_cast<int>(config.threads) : std::max(1, available_cores() / ranks_on_cores);
+      config.threads > 0 ? static_cast<int>(config.threads) : std::max(1, cores / ranks_on_cores);
 }
 
 Session::~Session() {

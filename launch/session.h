@@ -18,7 +18,8 @@ class Session {
  public:
   /// `ranks_on_cores` ranks share the cores that this process may use (Process knows).
   explicit Session(const TrainConfig& config, int ranks_on_cores = 1);
-  /// One of several ranks: those of a host take its GPUs in turn (world() wants one each).
+  /// One of several ranks: those of a host take its GPUs in turn (world() wants one each). On a GPU it first
+  /// keeps to the cores near it, as train.bind says.
   Session(const TrainConfig& config, const Process& process);
   ~Session();
   Session(const Session&) = delete;  // the context points into it
@@ -30,10 +31,14 @@ class Session {
   Allocator& memory() { return memory_; }
   const Allocator& memory() const { return memory_; }
   const std::optional<gpu::Info>& gpu() const { return gpu_; }  ///< as it was at the start
+  /// Which of the host's GPUs, and cores: "GPU 3 of 8 at 0000:61:00.0, cores 48-63". Empty on CPUs.
+  const std::string& place() const { return place_; }
 
  private:
-  Session(const TrainConfig& config, int ranks_on_cores, int ranks, int local_rank);
+  Session(const TrainConfig& config, int ranks_on_cores, const Process* process);
+  int take_gpu(const TrainConfig& config, const Process* process, int ranks_on_cores);
   std::optional<gpu::Info> gpu_;
+  std::string place_;
   Allocator memory_, host_;
   std::unique_ptr<ArenaScratch> scratch_;  // of kernels on the GPU's stream, from memory_
   std::unique_ptr<NcclEngine> nccl_;       // of several ranks on GPUs

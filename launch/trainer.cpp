@@ -171,6 +171,8 @@ void Trainer::find_peak() {
 }
 
 void Trainer::print_start() {
+  std::vector<std::string> places;
+  if (session_.gpu()) places = gather_text(world_, "places", session_.place());
   if (!speaks()) return;
   const std::vector<std::int64_t> transpoints = resolve_transpoints(config_.model, config_.train.seq_len);
   fmt::print("{}\n", config_.to_ini());
@@ -183,6 +185,7 @@ void Trainer::print_start() {
   fmt::print("{} rank{}: tp {} x cp {} x dp {} x pp {}; {} micro-batch{} of {} a rank and step\n",
              world_.size(), world_.size() == 1 ? "" : "s", p.tp, p.cp, p.dp, p.pp, engine_->micro_batches(),
              engine_->micro_batches() == 1 ? "" : "es", config_.train.micro_batch);
+  for (std::size_t rank = 0; rank < places.size(); ++rank) fmt::print("rank {}: {}\n", rank, places[rank]);
   const Stream& stream = session_.context().stream;
   const std::string peak = peak_is_published_ ? "MFU counts a peak of" : "measured peak";
   if (const auto& gpu = session_.gpu())
@@ -287,8 +290,10 @@ void Trainer::run() {
     training_seconds += seconds, ++trained;
     if (is_profiled)
       profiler_->end_step(), traffic_.restart();
-    else
+    else if (trained > config_.log.communication_skip)
       traffic_.add_step(seconds);
+    else
+      traffic_.restart();
 
     if (log_)
       log_->step({.step = state_.step,

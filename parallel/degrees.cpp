@@ -20,20 +20,6 @@ std::string divisors(std::int64_t number) {
   return fmt::format("{}", fmt::join(found, ", "));
 }
 
-void check_mesh(const ParallelConfig& p, std::int64_t ranks) {
-  const std::int64_t model = p.tp * p.cp * p.pp;
-  if (ranks % model != 0)
-    fail(kWhere,
-         "parallel.tp x cp x pp = {} x {} x {} = {} does not divide the {} ranks; it may be one of {}; or "
-         "start {} ranks",
-         p.tp, p.cp, p.pp, model, ranks, divisors(ranks), nearest_multiples(ranks, model));
-  check(
-      p.dp == 0 || model * p.dp == ranks, kWhere,
-      "parallel.tp x cp x pp x dp = {} x {} x {} x {} = {}, but there are {} ranks; parallel.dp = {} (or 0) "
-      "would do, or {} ranks",
-      p.tp, p.cp, p.pp, p.dp, model * p.dp, ranks, ranks / model, model * p.dp);
-}
-
 void check_tensor(const Config& c, std::int64_t tp) {
   if (c.model.num_heads % tp != 0)
     fail(kWhere, "parallel.tp = {} does not divide model.num_heads = {}; it may be one of {}", tp,
@@ -76,6 +62,20 @@ void check_batch(const Config& c, const ParallelConfig& p) {
 }
 
 }  // namespace
+
+void check_mesh(const ParallelConfig& p, std::int64_t ranks) {
+  const std::int64_t model = p.tp * p.cp * p.pp;
+  if (ranks % model != 0)
+    fail(kWhere,
+         "parallel.tp x cp x pp = {} x {} x {} = {} does not divide the {} ranks; it may be one of {}; or "
+         "start {} ranks",
+         p.tp, p.cp, p.pp, model, ranks, divisors(ranks), nearest_multiples(ranks, model));
+  check(
+      p.dp == 0 || model * p.dp == ranks, kWhere,
+      "parallel.tp x cp x pp x dp = {} x {} x {} x {} = {}, but there are {} ranks; parallel.dp = {} (or 0) "
+      "would do, or {} ranks",
+      p.tp, p.cp, p.pp, p.dp, model * p.dp, ranks, ranks / model, model * p.dp);
+}
 
 ParallelConfig resolve_parallel(const Config& config, int ranks) {
   check(ranks >= 1, kWhere, "expected at least one rank, got {}", ranks);

@@ -16,6 +16,9 @@ namespace transmamba {
 ///    multiple of pp.
 ParallelConfig resolve_parallel(const Config& config, int ranks);
 
+/// The first of these alone.
+void check_mesh(const ParallelConfig& degrees, std::int64_t ranks);
+
 /// Micro-batches that each pipeline runs a step, of a resolved configuration.
 std::int64_t micro_batches(const Config& config, const ParallelConfig& resolved);
 

@@ -1,6 +1,7 @@
 #include "parallel/engine.h"
 
 #include <cmath>
+#include <utility>
 
 #include "core/lr_schedule.h"
 #include "core/profile.h"
@@ -47,7 +48,7 @@ void Engine::add_gradients(const Batches& batches) {
     for (std::int64_t i = 0; i < micro_batches(); ++i) micro_batch_->run(i, batches(i));
   else
     run_schedule(context_, model_, schedule_, batches, sums_.slice(0, 0, 1),
-                 {.scale = 1 / tokens(), .events = &buckets_});
+                 {.scale = 1 / tokens(), .events = &buckets_, .is_first = !std::exchange(warm_, true)});
   const Region region(context_, "gradient sums and norm");
   buckets_.finish();
   // Each token and each parameter counts on one rank only, so sums over all ranks are exact.
@@ -89,7 +90,7 @@ double Engine::evaluate(std::int64_t micro_batches, const Batches& batches, cons
   fill({.value = 0, .y = loss}, context_.stream);
   if (micro_batches > 0) {
     const Schedule schedule = forward_only(mesh().pp().size(), model_.placement().chunks(), micro_batches);
-    run_schedule(context_, model_, schedule, batches, loss, {.observe = observe});
+    run_schedule(context_, model_, schedule, batches, loss, {.observe = observe, .is_first = true});
   }
   mesh().world().all_reduce("validation loss", loss);
   return *to_host(context_, loss).ptr<double>();

@@ -58,6 +58,7 @@ class Engine {
   Optimizer optimizer_;
   Tensor sums_;                              // (2) float64, on the device: loss and squared gradient norm
   std::unique_ptr<MicroBatch> micro_batch_;  // of one rank on a GPU
+  bool warm_ = false;                        // a step was taken
 
   double tokens() const;  // of a step
   void add_gradients(const Batches& batches);

@@ -1,6 +1,8 @@
 #include "parallel/placement.h"
 
 #include <map>
+#include <string_view>
+#include <utility>
 
 #include "core/transpoint.h"
 #include "parallel/context/balance.h"
@@ -15,23 +17,49 @@ namespace {
 ContextLayout balance_mixers(const Config& c, const Machine& machine) {
   std::map<std::int64_t, double> mixers;
   for (const std::int64_t p : resolve_transpoints(c.model, c.train.seq_len)) mixers[p] += 1;
-  // Calls cost by the segment, and pieces become segments only after they are dealt.
+  // Calls cost by the segment, and pieces become segments only after they are dealt. Attention's are few.
   Machine per_token = machine;
-  for (OpCost* op : {&per_token.attention, &per_token.scan, &per_token.summary}) op->call = 0;
+  const double scan_calls = machine.scan.calls() + machine.summary.calls();
+  std::vector<double> segment{machine.qkv_conv.calls() * static_cast<double>(c.model.num_mixers())};
+  for (const auto& [p, count] : mixers) segment.push_back(p < c.train.seq_len ? count * scan_calls : 0);
+  for (OpCost* op : {&per_token.attention, &per_token.scan, &per_token.summary})
+    op->call = op->call_backward = 0;
   const double tokens = static_cast<double>(c.train.seq_len);
   Seconds rest = mixer_rest_seconds(c.model, machine, tokens, 1) * static_cast<double>(c.model.num_mixers());
   rest += mlp_seconds(c.model, machine, tokens, 1) *
           static_cast<double>(c.model.num_layers - c.model.num_mixers());
   rest += embedding_seconds(c.model, machine, tokens, 1);
   rest += head_seconds(c.model, machine, tokens, 1);
-  return balanced_layout(c.train.seq_len, c.parallel.cp, [&](Segment s) {
+  const PartCosts cost = [&](Segment s) {
     std::vector<double> parts{rest.total() * static_cast<double>(s.size()) / tokens};
     for (const auto& [p, count] : mixers)
       parts.push_back(
           count * mixing_seconds(c.model, per_token, p, c.train.seq_len, s.begin, s.end, 1, c.parallel.cp > 1)
                       .total());
     return parts;
-  });
+  };
+  return balanced_layout(c.train.seq_len, c.parallel.cp, cost, segment);
+}
+
+/// Of the layers of a micro-batch, what ranks say to each other counted.
+double seconds(const Config& c, const Machine& machine, const ContextLayout& layout) {
+  double sum = 0;
+  for (const LayerTime& layer :
+       layer_times({c, machine, layout}, resolve_transpoints(c.model, c.train.seq_len)))
+    sum += layer.total().total();
+  return sum;
+}
+
+/// Even ranks are not worth what they say to each other more: where a plain layout is quicker, that one.
+ContextLayout quickest(const Config& c, const Machine& machine) {
+  ContextLayout best = balance_mixers(c, machine);
+  const std::int64_t length = c.train.seq_len, cp = c.parallel.cp;
+  for (const char* name : {"contiguous", "zigzag", "striped"}) {
+    if (length % (name == std::string_view("zigzag") ? 2 * cp : cp) != 0) continue;
+    ContextLayout other = make_layout(name, length, cp, 0, {});
+    if (seconds(c, machine, other) < (1 - 1e-9) * seconds(c, machine, best)) best = std::move(other);
+  }
+  return best;
 }
 
 }  // namespace
@@ -41,7 +69,7 @@ Machine machine_of(const Config& config) { return Machine::of(config.parallel.ma
 ContextLayout plan_layout(const Config& c, const Machine& machine) {
   const ParallelConfig& p = c.parallel;
   check_layout(p.cp_layout, c.train.seq_len, p.cp, p.cp_chunk);
-  if (p.cp_layout == "balanced") return balance_mixers(c, machine);
+  if (p.cp_layout == "balanced") return quickest(c, machine);
   return make_layout(p.cp_layout, c.train.seq_len, p.cp, p.cp_chunk, {});
 }
 

@@ -1,11 +1,9 @@
 // transmamba bench: measures this machine, for plans and for the balance of layouts and stages.
 #include <fmt/core.h>
-#include <unistd.h>
 
-#include <array>
 #include <charconv>
-#include <fstream>
 
+#include "launch/host.h"
 #include "launch/measure.h"
 #include "launch/session.h"
 #include "parallel/comm/agree.h"
@@ -17,7 +15,8 @@ namespace {
 constexpr auto kUsage =
     "usage: transmamba bench --quick [--output FILE] [--config CONFIG] [--seconds N] [--dtype TYPE]\n"
     "                        [--threads N] [--section.key value ...]\n"
-    "       transmamba bench kernels [...], which `transmamba bench kernels --help` describes\n\n"
+    "       transmamba bench kernels [...], which `transmamba bench kernels --help` describes\n"
+    "       transmamba bench comm [...], of the messages between ranks; `transmamba bench comm --help`\n\n"
     "Measures every kernel of a model at a few sizes, in about 20 seconds, and fits what each costs; started "
     "by\n"
     "mpirun or srun, on all ranks at once, and what the ranks' messages cost too. Start as many ranks on a "
@@ -33,19 +32,6 @@ constexpr auto kUsage =
     "  --threads N      cores a rank will have; the same as --train.threads\n"
     "  --section.key    the model's shape, e.g. --model.hidden_size 512 --train.seq_len 2048\n";
 
-std::string host_name() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown host";
-}
-
-std::string processor() {
-  std::ifstream in("/proc/cpuinfo");
-  for (std::string line; std::getline(in, line);)
-    if (line.starts_with("model name") && line.find(": ") != std::string::npos)
-      return line.substr(line.find(": ") + 2);
-  return "CPU";
-}
-
 double parse_seconds(const std::string& word) {
   double seconds = 0;
   const char* end = word.data() + word.size();
@@ -55,17 +41,11 @@ double parse_seconds(const std::string& word) {
   return seconds;
 }
 
-void print_checks(const std::vector<FitCheck>& checks) {
-  fmt::print("{:<48} {:>10} {:>10} {:>8}\n", "sizes that were not fitted", "measured", "predicted", "off by");
-  for (const FitCheck& c : checks)
-    fmt::print("{:<48} {:>7.1f} us {:>7.1f} us {:>+6.0f} %\n", c.what, 1e6 * c.measured, 1e6 * c.predicted,
-               100 * (c.predicted / c.measured - 1));
-}
-
 }  // namespace
 
 int bench(Process& process, std::vector<std::string> arguments) {
   if (arguments.empty() || is_help(arguments[0])) return print_usage(process, kUsage, arguments);
+  if (arguments[0] == "comm") return bench_comm(process, {arguments.begin() + 1, arguments.end()});
   if (arguments[0] == "kernels") return bench_kernels(process, {arguments.begin() + 1, arguments.end()});
   bool quick = false;
   std::string output = "machine.json", file;
@@ -92,7 +72,7 @@ int bench(Process& process, std::vector<std::string> arguments) {
     else
       overrides.push_back(word);
   }
-  check(quick, "bench", "expected --quick or kernels, the kinds of measurement there are");
+  check(quick, "bench", "expected --quick, kernels or comm, the kinds of measurement there are");
   const Config config = parse_config(file, overrides);
   Session session(config.train, process);
   const Context& context = session.context();
@@ -106,14 +86,14 @@ int bench(Process& process, std::vector<std::string> arguments) {
   machine.name = host_name();
   machine.measured_on = fmt::format(
       "{}, {} rank{} of {} thread{}, hidden {}, {} heads of {} and {}, {} tokens; {}",
-      session.gpu() ? session.gpu()->name : processor(), world->size(), world->size() == 1 ? "" : "s",
+      session.gpu() ? session.gpu()->name : processor_name(), world->size(), world->size() == 1 ? "" : "s",
       context.stream.threads, context.stream.threads == 1 ? "" : "s", config.model.hidden_size,
       config.model.num_heads, config.model.qk_head_dim, config.model.v_head_dim, config.train.seq_len, links);
   agree(*world, "machine file", [&] {
     if (world->rank() == 0) machine.save(output);
   });
   if (world->rank() != 0) return 0;
-  print_checks(checks);
+  fmt::print("{}", format_checks(checks));
   fmt::print(
       "\nmatrix products: up to {:.1f} GFLOP/s a rank\n{}\nwritten to {}; use it with --parallel.machine "
       "{}\n",

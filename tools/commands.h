@@ -16,7 +16,9 @@ int verify(Process& process, std::vector<std::string> arguments);
 int generate(Process& process, std::vector<std::string> arguments);
 int plan(Process& process, std::vector<std::string> arguments);
 int bench(Process& process, std::vector<std::string> arguments);
+int scale(Process& process, std::vector<std::string> arguments);
 int bench_kernels(Process& process, const std::vector<std::string>& arguments);  ///< of `bench kernels`
+int bench_comm(Process& process, const std::vector<std::string>& arguments);     ///< of `bench comm`
 
 inline bool is_help(const std::string& word) { return word == "--help" || word == "-h" || word == "help"; }
 

@@ -15,13 +15,14 @@ struct Command {
   std::string_view summary;
 };
 
-constexpr std::array<Command, 6> kCommands = {{
+constexpr std::array<Command, 7> kCommands = {{
     {"prepare", prepare, true, "turn text into a token file"},
     {"train", train, false, "train a model from a configuration"},
     {"verify", verify, false, "check this build against a file of the reference implementation"},
     {"generate", generate, true, "write text with a trained model"},
     {"plan", plan, true, "show how N ranks will share a model, and how long a step will take"},
     {"bench", bench, false, "measure this machine for plans, layouts and stages"},
+    {"scale", scale, true, "measure training on more and more ranks, beside what plans predict"},
 }};
 
 std::string usage() {

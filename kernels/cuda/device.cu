@@ -5,6 +5,8 @@
 #include <cuda.h>
 #include <nvtx3/nvToolsExt.h>
 
+#include <array>
+#include <cctype>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -177,6 +179,13 @@ int count() {
         "no GPU was found on this machine (CUDA_VISIBLE_DEVICES may hide it); train.device = cpu runs "
         "without one");
   return count;
+}
+
+std::string pci_address(int device) {
+  std::array<char, 32> text{};
+  check_cuda(cudaDeviceGetPCIBusId(text.data(), static_cast<int>(text.size()), device), "gpu");
+  for (char& c : text) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return text.data();  // as the system's files have it
 }
 
 Info select(int device) {

@@ -41,6 +41,12 @@ int current_device() {
   return device;
 }
 
+int processors(int device) {
+  int count = 0;
+  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "gemm");
+  return count;
+}
+
 /// cuBLASLt on a device for the calling thread.
 class Handle {
  public:
@@ -88,7 +94,7 @@ struct Problem {
   ConstView a, b, d;
   float beta;
 
-  explicit Problem(const Gemm& g)
+  Problem(const Gemm& g, int device)
       : a(g.a),
         b(g.b),
         d(g.addend && g.beta != 0 ? g.addend : ConstView(g.c)),
@@ -99,6 +105,9 @@ struct Problem {
     check_cublas(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     set_transpose(CUBLASLT_MATMUL_DESC_TRANSA, g.transpose_b);
     set_transpose(CUBLASLT_MATMUL_DESC_TRANSB, g.transpose_a);
+    if (const std::int32_t count = processors(device) - g.spare; g.spare > 0 && count > 0)
+      check_cublas(cublasLtMatmulDescSetAttribute(&operation, CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, &count,
+                                                  sizeof count));
     init(first, b), init(second, a), init(addend, d), init(result, g.c);
   }
   /// `c` is shaped like the Gemm's.
@@ -132,6 +141,7 @@ std::vector<std::int64_t> key_of(const Gemm& g, const Problem& problem, int devi
                                 g.b.dim(1),
                                 g.beta != 0,
                                 problem.d.raw() == g.c.raw(),
+                                g.spare,
                                 static_cast<std::int64_t>(g.c.dtype())};
   for (const ConstView& x : {g.a, g.b, problem.d, ConstView(g.c)})
     key.insert(key.end(), {leading(x), alignment(x)});
@@ -297,7 +307,7 @@ void gemm_bf16(const Gemm& g, const Stream& stream) {
   const int device = current_device();
   const Workspace<std::byte> memory(kWorkspace, stream, "gemm");
   const Context context{handle_of_thread(device), memory.data()};
-  const Problem problem(g);
+  const Problem problem(g, device);
   const auto algorithm = [&] {
     const std::lock_guard lock(mutex);
     Known& known = choices[key_of(g, problem, device)];

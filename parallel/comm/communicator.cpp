@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <exception>
-#include <functional>
 #include <map>
 
 #include "parallel/comm/backend.h"
+#include "parallel/comm/call_check.h"
 #include "parallel/comm/timed_call.h"
 
 namespace transmamba {
@@ -28,101 +28,7 @@ class SelfCommunicator : public Communicator {
   }
 };
 
-bool overlap(const ConstView& a, const ConstView& b) {
-  const std::less<const std::byte*> before;
-  return bytes_of(a) > 0 && bytes_of(b) > 0 && before(a.raw(), b.raw() + bytes_of(b)) &&
-         before(b.raw(), a.raw() + bytes_of(a));
-}
-
-/// The arguments of one call, checked; messages begin with the group's name and end with the call.
-struct Checker {
-  const Call& call;
-  const std::string& axis;
-  int rank, size;
-  bool takes_bf16;
-
-  template <class... Args>
-  void expect(bool ok, fmt::format_string<Args...> format, Args&&... args) const {
-    if (!ok) fail(axis, "{}: {}", to_string(call), fmt::format(format, std::forward<Args>(args)...));
-  }
-  void buffer(const ConstView& x, std::string_view name) const {
-    expect(x.raw() != nullptr || x.numel() == 0, "{} is absent", name);
-    expect(x.contiguous(), "{}: expected a contiguous view, got strides {} for {}", name, x.strides(),
-           x.shape());
-    const bool stays = size == 1 && call.kind == Kind::all_gather;
-    expect(stays || takes_bf16 || x.dtype() != DType::bf16, "{}: expected float32, float64 or int32, got {}",
-           name, x.dtype());
-  }
-  void peer(std::string_view name, int peer) const {
-    expect(0 <= peer && peer < size, "{}: expected a rank in [0, {}), got {}", name, size, peer);
-  }
-  void parts(const ConstView& all, const ConstView& mine) const {
-    buffer(all, "all"), buffer(mine, "mine");
-    expect(all.dtype() == mine.dtype(), "expected one type, got all of {} and mine of {}", all.dtype(),
-           mine.dtype());
-    expect(all.numel() == size * mine.numel(),
-           "expected all to have {} times the elements of mine, got {} and {}", size, all.numel(),
-           mine.numel());
-    expect(mine.raw() == all.raw() + static_cast<std::size_t>(rank) * bytes_of(mine) || !overlap(all, mine),
-           "mine lies in all, but is not part {} of it", rank);
-  }
-  template <class Messages>
-  void messages(const Messages& list, std::string_view name) const {
-    std::vector<bool> seen(static_cast<std::size_t>(size), false);
-    for (const auto& message : list) {
-      peer(name, message.peer), buffer(message.data, name);
-      expect(!seen[static_cast<std::size_t>(message.peer)], "{}: expected one message a rank, got two of {}",
-             name, message.peer);
-      seen[static_cast<std::size_t>(message.peer)] = true;
-    }
-  }
-
-  void run() const {
-    switch (call.kind) {
-      case Kind::all_reduce: return buffer(call.out, "x");
-      case Kind::all_gather: return parts(call.out, call.in);
-      case Kind::reduce_scatter: return parts(call.in, call.out);
-      case Kind::broadcast: return buffer(call.out, "x"), peer("root", call.peer);
-      case Kind::exchange: return messages(call.outgoing, "outgoing"), messages(call.incoming, "incoming");
-      case Kind::send: buffer(call.in, "data"); break;
-      case Kind::receive: buffer(call.out, "data"); break;
-      case Kind::barrier: return;
-    }
-    peer("peer", call.peer);
-    expect(0 <= call.tag && call.tag < Communicator::kMaxTag, "tag: expected one in [0, {}), got {}",
-           Communicator::kMaxTag, call.tag);
-  }
-};
-
 }  // namespace
-
-const char* to_string(Call::Kind kind) {
-  constexpr const char* kNames[] = {"all_reduce", "all_gather", "reduce_scatter", "broadcast",
-                                    "exchange",   "send",       "receive",        "barrier"};
-  return kNames[static_cast<std::size_t>(kind)];
-}
-
-std::string to_string(const Call& call) {
-  std::string text = to_string(call.kind);
-  const auto size = [](const ConstView& x) {
-    return fmt::format(" of {} bytes ({} {})", bytes_of(x), x.numel(), x.dtype());
-  };
-  switch (call.kind) {
-    case Kind::all_reduce: text += size(call.out) + (call.reduce == Reduce::max ? " with max" : ""); break;
-    case Kind::all_gather: text += size(call.in); break;
-    case Kind::reduce_scatter: text += size(call.out); break;
-    case Kind::broadcast: text += size(call.out) + fmt::format(" from rank {}", call.peer); break;
-    case Kind::send:
-      text += size(call.in) + fmt::format(" to rank {} with tag {}", call.peer, call.tag);
-      break;
-    case Kind::receive:
-      text += size(call.out) + fmt::format(" from rank {} with tag {}", call.peer, call.tag);
-      break;
-    case Kind::exchange:
-    case Kind::barrier: break;
-  }
-  return text + fmt::format(" for {} at {}:{}", call.purpose, call.where.file, call.where.line);
-}
 
 Pending::Pending(std::unique_ptr<Work> work)
     : work_(std::move(work)), exceptions_(std::uncaught_exceptions()) {}
@@ -195,7 +101,7 @@ void Communicator::copy_own(std::byte* to, const std::byte* from, std::size_t by
 }
 
 Pending Communicator::begin(const Call& call) {
-  Checker{call, axis_, rank_, size_, takes_bf16()}.run();
+  check_call(call, axis_, rank_, size_, takes_bf16());
   if (call.kind == Kind::exchange) return begin_exchange(call);
   if ((call.kind == Kind::send || call.kind == Kind::receive) && call.peer == rank_)
     return begin_own_message(call);
@@ -247,62 +153,88 @@ Pending Communicator::begin_own_message(const Call& call) {
   return {};
 }
 
+namespace {
+
+Call all_reduce_of(std::string_view purpose, View x, Reduce reduce, Site where) {
+  return {.kind = Kind::all_reduce, .purpose = purpose, .in = x, .out = x, .reduce = reduce, .where = where};
+}
+Call all_gather_of(std::string_view purpose, ConstView mine, View all, Site where) {
+  return {.kind = Kind::all_gather, .purpose = purpose, .in = mine, .out = all, .where = where};
+}
+Call reduce_scatter_of(std::string_view purpose, View all, View mine, Site where) {
+  return {.kind = Kind::reduce_scatter, .purpose = purpose, .in = all, .out = mine, .where = where};
+}
+Call broadcast_of(std::string_view purpose, View x, int root, Site where) {
+  return {.kind = Kind::broadcast, .purpose = purpose, .in = x, .out = x, .peer = root, .where = where};
+}
+Call exchange_of(std::string_view purpose, std::span<const Outgoing> outgoing,
+                 std::span<const Incoming> incoming, Site where) {
+  return {
+      .kind = Kind::exchange, .purpose = purpose, .outgoing = outgoing, .incoming = incoming, .where = where};
+}
+Call send_of(std::string_view purpose, ConstView data, int peer, int tag, Site where) {
+  return {.kind = Kind::send, .purpose = purpose, .in = data, .peer = peer, .tag = tag, .where = where};
+}
+Call receive_of(std::string_view purpose, View data, int peer, int tag, Site where) {
+  return {.kind = Kind::receive, .purpose = purpose, .out = data, .peer = peer, .tag = tag, .where = where};
+}
+
+}  // namespace
+
 Pending Communicator::start_all_reduce(std::string_view purpose, View x, Reduce reduce, Site where) {
-  return begin(
-      {.kind = Kind::all_reduce, .purpose = purpose, .in = x, .out = x, .reduce = reduce, .where = where});
+  return begin(all_reduce_of(purpose, x, reduce, where));
 }
 Pending Communicator::start_all_gather(std::string_view purpose, ConstView mine, View all, Site where) {
-  return begin({.kind = Kind::all_gather, .purpose = purpose, .in = mine, .out = all, .where = where});
+  return begin(all_gather_of(purpose, mine, all, where));
 }
 Pending Communicator::start_reduce_scatter(std::string_view purpose, View all, View mine, Site where) {
-  return begin({.kind = Kind::reduce_scatter, .purpose = purpose, .in = all, .out = mine, .where = where});
+  return begin(reduce_scatter_of(purpose, all, mine, where));
 }
 Pending Communicator::start_broadcast(std::string_view purpose, View x, int root, Site where) {
-  return begin(
-      {.kind = Kind::broadcast, .purpose = purpose, .in = x, .out = x, .peer = root, .where = where});
+  return begin(broadcast_of(purpose, x, root, where));
 }
 Pending Communicator::start_exchange(std::string_view purpose, std::span<const Outgoing> outgoing,
                                      std::span<const Incoming> incoming, Site where) {
-  return begin({.kind = Kind::exchange,
-                .purpose = purpose,
-                .outgoing = outgoing,
-                .incoming = incoming,
-                .where = where});
+  return begin(exchange_of(purpose, outgoing, incoming, where));
 }
 Pending Communicator::start_send(std::string_view purpose, ConstView data, int peer, int tag, Site where) {
-  return begin(
-      {.kind = Kind::send, .purpose = purpose, .in = data, .peer = peer, .tag = tag, .where = where});
+  return begin(send_of(purpose, data, peer, tag, where));
 }
 Pending Communicator::start_receive(std::string_view purpose, View data, int peer, int tag, Site where) {
-  return begin(
-      {.kind = Kind::receive, .purpose = purpose, .out = data, .peer = peer, .tag = tag, .where = where});
+  return begin(receive_of(purpose, data, peer, tag, where));
 }
 
+void Communicator::run(Call call) {
+  call.blocking = true;
+  begin(call).wait();
+}
 void Communicator::all_reduce(std::string_view purpose, View x, Reduce reduce, Site where) {
-  start_all_reduce(purpose, x, reduce, where).wait();
+  run(all_reduce_of(purpose, x, reduce, where));
 }
 void Communicator::all_gather(std::string_view purpose, ConstView mine, View all, Site where) {
-  start_all_gather(purpose, mine, all, where).wait();
+  run(all_gather_of(purpose, mine, all, where));
 }
 void Communicator::reduce_scatter(std::string_view purpose, View all, View mine, Site where) {
-  start_reduce_scatter(purpose, all, mine, where).wait();
+  run(reduce_scatter_of(purpose, all, mine, where));
 }
 void Communicator::broadcast(std::string_view purpose, View x, int root, Site where) {
-  start_broadcast(purpose, x, root, where).wait();
+  run(broadcast_of(purpose, x, root, where));
 }
 void Communicator::exchange(std::string_view purpose, std::span<const Outgoing> outgoing,
                             std::span<const Incoming> incoming, Site where) {
-  start_exchange(purpose, outgoing, incoming, where).wait();
+  run(exchange_of(purpose, outgoing, incoming, where));
 }
 void Communicator::send(std::string_view purpose, ConstView data, int peer, int tag, Site where) {
-  start_send(purpose, data, peer, tag, where).wait();
+  run(send_of(purpose, data, peer, tag, where));
 }
 void Communicator::receive(std::string_view purpose, View data, int peer, int tag, Site where) {
-  start_receive(purpose, data, peer, tag, where).wait();
+  run(receive_of(purpose, data, peer, tag, where));
 }
 void Communicator::barrier(std::string_view purpose, Site where) {
-  begin({.kind = Kind::barrier, .purpose = purpose, .where = where}).wait();
+  run({.kind = Kind::barrier, .purpose = purpose, .where = where});
 }
+
+std::unique_ptr<BareCalls> Communicator::bare() { return nullptr; }
 
 void Communicator::open_lanes(std::span<const Lane> lanes) {
   if (size_ > 1) make_lanes(lanes);

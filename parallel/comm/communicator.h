@@ -82,6 +82,7 @@ struct Call {
   std::span<const Outgoing> outgoing = {};  ///< of exchange; only valid during start()
   std::span<const Incoming> incoming = {};
   Site where = {};
+  bool blocking = false;     ///< whoever makes it waits for its end at once
   CallSpan* span = nullptr;  ///< where a run is profiled: for an implementation that hands the call to a GPU
 };
 const char* to_string(Call::Kind kind);
@@ -113,6 +114,15 @@ class Pending {
   void finish() noexcept;
   std::unique_ptr<Work> work_;
   int exceptions_ = 0;  ///< that were passing when the call was started
+};
+
+/// Calls as the library below makes them, with nothing of ours around them: what ours are measured against.
+class BareCalls {
+ public:
+  virtual ~BareCalls() = default;
+  /// A collective call, or an exchange of messages of any sizes, not checked. On a GPU in the order of the
+  /// compute stream, elsewhere over on return.
+  virtual void make(const Call& call) = 0;
 };
 
 class Communicator {
@@ -172,6 +182,10 @@ class Communicator {
   /// memory need none.
   void open_lanes(std::span<const Lane> lanes);
 
+  /// A collective call: the library's own calls among the same ranks, on a communicator of their own. Null
+  /// where there is no library: over threads, and of one rank.
+  virtual std::unique_ptr<BareCalls> bare();
+
   /// A collective call: ranks of equal `color` >= 0 become a group named `axis`, in the order of `order`.
   std::unique_ptr<Communicator> split(std::string axis, int color, int order, Site where = Site::current());
 
@@ -207,6 +221,7 @@ class Communicator {
   struct OwnMessages;
   Pending begin(const Call& call);
   Pending begin_timed(Call call);
+  void run(Call call);
   Pending begin_exchange(Call call);
   Pending begin_own_message(const Call& call);
   std::string axis_, group_;

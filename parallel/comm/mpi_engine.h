@@ -1,4 +1,4 @@
-// What all MPI groups of a process share, and lists of MPI requests. Only for mpi.cpp.
+// What all MPI groups of a process share, and lists of MPI requests. Only for mpi*.cpp.
 #pragma once
 
 #define OMPI_SKIP_MPICXX 1
@@ -98,5 +98,8 @@ class MpiWaiting : public Pending::Work, public MpiEngine::Step {
  private:
   void look(std::int64_t wait, double seconds);
 };
+
+/// MPI's own calls among the ranks of `of`, on a duplicate of it.
+std::unique_ptr<BareCalls> bare_mpi(MPI_Comm of);
 
 }  // namespace transmamba

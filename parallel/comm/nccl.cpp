@@ -1,230 +1,32 @@
 #include "parallel/comm/nccl.h"
 
-#include <cuda_runtime.h>
-#include <nccl.h>
-
 #include <algorithm>
 #include <chrono>
-#include <deque>
-#include <exception>
-#include <future>
-#include <limits>
-#include <optional>
-#include <thread>
 #include <utility>
 
-#include "core/profile.h"
-#include "kernels/device.h"
 #include "parallel/comm/backend.h"
+#include "parallel/comm/nccl_queue.h"
 
 namespace transmamba {
 namespace {
 
-static_assert(NCCL_VERSION_CODE >= NCCL_VERSION(2, 22, 0), "before, ncclCommAbort cannot be grouped");
+/// A message of a pipeline waits on them for its other side while stages compute, which miss them: 8 of 132
+/// cost an H200 little and carry a stage's output in a fraction of a millisecond.
+constexpr int kLaneProcessors = 8;
 
 using Kind = Call::Kind;
-using Clock = std::chrono::steady_clock;
-
-class Queue;
-
-}  // namespace
-
-struct NcclEngine::State {
-  Stream compute;
-  Watch* watch = nullptr;
-  double timeout = 0;
-  int rank = 0;                      // of this process
-  std::optional<std::string> error;  // the first: after it nothing can be relied on
-  std::vector<Queue*> queues;
-  std::vector<gpu::Event> events;  // to be used again
-  double looked = std::numeric_limits<double>::infinity();
-  Clock::time_point moved;  // a wait began, or a call came to its end
-
-  [[noreturn]] void break_with(const std::string& text) {
-    if (!error) error = text;
-    throw Error(*error);
-  }
-  void must(ncclResult_t result, std::string_view axis, const std::string& what) {
-    if (result != ncclSuccess)
-      break_with(fmt::format("[{}] {}: NCCL: {}: {}", axis, what, ncclGetErrorString(result),
-                             ncclGetLastError(nullptr)));
-  }
-  gpu::Event take_event() {
-    if (events.empty()) return {};
-    gpu::Event event = std::move(events.back());
-    events.pop_back();
-    return event;
-  }
-  void abort();
-};
-
-namespace {
-
 using State = NcclEngine::State;
 
-/// A call that may be under way on the GPU.
-struct Flight {
-  Flight(std::shared_ptr<State> of, const Call& made)
-      : engine(std::move(of)), call(made), event(engine->take_event()) {
-    call.outgoing = {}, call.incoming = {}, call.span = nullptr;  // which live shorter
-  }
-  ~Flight() { engine->events.push_back(std::move(event)); }
-  Flight(const Flight&) = delete;
-  Flight& operator=(const Flight&) = delete;
-  const std::shared_ptr<State> engine;
-  Call call;
-  gpu::Event event;  // after it
-};
-
-class Enqueued : public Pending::Work {
+/// NCCL itself: its calls in the compute stream, which the watch of a wait knows nothing of.
+class BareNccl : public BareCalls {
  public:
-  Enqueued(std::shared_ptr<Flight> flight, CallSpan* span) : flight_(std::move(flight)), span_(span) {}
-  ~Enqueued() override {
-    try {
-      order();                // its buffers may be handed out again now
-    } catch (const Error&) {  // NOLINT: the GPU has failed, which its next call says
-    }
-  }
-  void wait() override {
-    if (flight_->engine->error) throw Error(*flight_->engine->error);
-    order();
-  }
-  bool poll() override { return flight_->event.passed(); }
+  BareNccl(const std::shared_ptr<State>& engine, const std::string& axis, ncclComm_t comm)
+      : compute_(engine->compute), queue_(engine, axis + ", bare", comm) {}
+  void make(const Call& call) override { queue_.make(call, compute_); }
 
  private:
-  void order() {
-    if (std::exchange(ordered_, true)) return;
-    if (span_) span_->is_awaited_by(flight_->engine->compute);
-    flight_->event.hold(flight_->engine->compute);
-  }
-  std::shared_ptr<Flight> flight_;
-  CallSpan* span_;
-  bool ordered_ = false;
-};
-
-ncclDataType_t type_of(const ConstView& x) {
-  switch (x.dtype()) {
-    case DType::f32: return ncclFloat32;
-    case DType::f64: return ncclFloat64;
-    case DType::bf16: return ncclBfloat16;
-    case DType::i32: return ncclInt32;
-  }
-  fail("nccl", "no type of NCCL's for {}", x.dtype());
-}
-std::size_t count_of(const ConstView& x) { return static_cast<std::size_t>(x.numel()); }
-
-/// An exchange is one group: its sends and receives do not wait for each other.
-ncclResult_t exchange(const Call& call, ncclComm_t comm, cudaStream_t stream) {
-  ncclResult_t result = ncclGroupStart();
-  for (const auto& [peer, x] : call.outgoing)
-    if (result == ncclSuccess) result = ncclSend(x.raw(), count_of(x), type_of(x), peer, comm, stream);
-  for (const auto& [peer, x] : call.incoming)
-    if (result == ncclSuccess) result = ncclRecv(x.raw(), count_of(x), type_of(x), peer, comm, stream);
-  const ncclResult_t end = ncclGroupEnd();
-  return result == ncclSuccess ? end : result;
-}
-
-/// Of a message's pair rank 0 is the sender.
-ncclResult_t enqueue(const Call& call, ncclComm_t comm, cudaStream_t stream) {
-  const std::byte* const in = call.in.raw();
-  std::byte* const out = call.out.raw();
-  const ConstView counted = call.kind == Kind::all_gather || call.kind == Kind::send ? call.in : call.out;
-  const std::size_t count = count_of(counted);
-  const ncclDataType_t type = type_of(counted);
-  switch (call.kind) {
-    case Kind::all_reduce:
-      return ncclAllReduce(in, out, count, type, call.reduce == Reduce::max ? ncclMax : ncclSum, comm,
-                           stream);
-    case Kind::all_gather: return ncclAllGather(in, out, count, type, comm, stream);
-    case Kind::reduce_scatter: return ncclReduceScatter(in, out, count, type, ncclSum, comm, stream);
-    case Kind::broadcast: return ncclBroadcast(in, out, count, type, call.peer, comm, stream);
-    case Kind::exchange: return exchange(call, comm, stream);
-    case Kind::send: return ncclSend(in, count, type, 1, comm, stream);
-    case Kind::receive: return ncclRecv(out, count, type, 0, comm, stream);
-    case Kind::barrier: break;
-  }
-  return ncclInvalidUsage;
-}
-
-/// Calls that the GPU makes one after the other, in the order in which they were enqueued: an NCCL
-/// communicator with a stream of its own.
-class Queue {
- public:
-  Queue(std::shared_ptr<State> engine, std::string axis, ncclComm_t comm)
-      : engine_(std::move(engine)),
-        axis_(std::move(axis)),
-        comm_(comm),
-        stream_(gpu::create_stream(/*urgent=*/true)) {
-    stream_.watch = engine_->watch;
-    engine_->queues.push_back(this);
-  }
-  ~Queue() {
-    try {
-      if (std::uncaught_exceptions() == 0 && !engine_->error) gpu::synchronize(stream_);
-    } catch (const Error&) {  // NOLINT: the engine remembers it
-    }
-    if (std::uncaught_exceptions() > 0 || engine_->error) engine_->abort();
-    if (comm_) ncclCommDestroy(comm_);
-    std::erase(engine_->queues, this);
-    gpu::destroy_stream(stream_);
-  }
-  Queue(const Queue&) = delete;
-  Queue& operator=(const Queue&) = delete;
-
-  std::unique_ptr<Pending::Work> run(const Call& call) {
-    constexpr std::size_t kMostFlights = 64;
-    if (flights_.size() >= kMostFlights) trim();
-    auto flight = std::make_shared<Flight>(engine_, call);
-    flight->event.record(engine_->compute), flight->event.hold(stream_);
-    if (call.span) call.span->begins_on(stream_);
-    make(call);
-    if (call.span) call.span->ends_on(stream_);
-    flight->event.record(stream_);
-    flights_.push_back(flight);
-    return std::make_unique<Enqueued>(std::move(flight), call.span);
-  }
-
-  /// The first message of a pair, for which the hosts wait for each other: not in the midst of a schedule,
-  /// which knows nothing of that.
-  void connect(bool sends) {
-    Call call;
-    call.kind = sends ? Kind::send : Kind::receive, call.purpose = "connecting";
-    void* word = nullptr;
-    check(cudaMalloc(&word, 4) == cudaSuccess, axis_, "out of GPU memory for NCCL");
-    const std::unique_ptr<void, cudaError_t (*)(void*)> owned(word, cudaFree);
-    call.in = call.out = View(static_cast<std::byte*>(word), DType::i32, {1});
-    make(call);
-    gpu::synchronize(stream_);
-  }
-
-  ncclComm_t comm() const { return comm_; }
-  const std::string& axis() const { return axis_; }
-  const Call* oldest() const { return flights_.empty() ? nullptr : &flights_.front()->call; }
-  /// Forgets calls that are over; true where there were any.
-  bool trim() {
-    const std::size_t before = flights_.size();
-    while (!flights_.empty() && flights_.front()->event.passed()) flights_.pop_front();
-    return flights_.size() < before;
-  }
-  /// An error of NCCL's own threads, of a network say.
-  ncclResult_t async_error() const {
-    ncclResult_t error = ncclSuccess;
-    const ncclResult_t result = comm_ ? ncclCommGetAsyncError(comm_, &error) : ncclSuccess;
-    if (result != ncclSuccess) return result;
-    return error == ncclInProgress ? ncclSuccess : error;
-  }
-  ncclComm_t give_up() { return std::exchange(comm_, nullptr); }
-
- private:
-  void make(const Call& call) const {
-    const ncclResult_t result = enqueue(call, comm_, static_cast<cudaStream_t>(stream_.handle));
-    if (result != ncclSuccess) engine_->must(result, axis_, to_string(call));
-  }
-  const std::shared_ptr<State> engine_;
-  const std::string axis_;
-  ncclComm_t comm_;
-  Stream stream_;
-  std::deque<std::shared_ptr<Flight>> flights_;
+  const Stream compute_;
+  NcclQueue queue_;
 };
 
 class NcclCommunicator : public Communicator {
@@ -236,7 +38,7 @@ class NcclCommunicator : public Communicator {
         calls_(engine_, axis(), make_comm()) {}
   /// The end of a communicator waits for that of the node's other ranks: one lane after the other, as made.
   ~NcclCommunicator() override {
-    for (std::unique_ptr<Queue>& lane : lanes_) lane.reset();
+    for (std::unique_ptr<NcclQueue>& lane : lanes_) lane.reset();
   }
 
  private:
@@ -248,7 +50,7 @@ class NcclCommunicator : public Communicator {
   struct Ring {
     std::string purpose;
     int step = 1;
-    Queue *out = nullptr, *in = nullptr;  // to rank 1 of the pair, and from its rank 0
+    NcclQueue *out = nullptr, *in = nullptr;  // to rank 1 of the pair, and from its rank 0
   };
 
   std::unique_ptr<Pending::Work> start(const Call& call) override {
@@ -260,7 +62,7 @@ class NcclCommunicator : public Communicator {
     return (is_message ? message_queue(call) : calls_).run(call);
   }
 
-  Queue& message_queue(const Call& call) const {
+  NcclQueue& message_queue(const Call& call) const {
     const bool sends = call.kind == Kind::send;
     for (const Ring& ring : rings_)
       if (ring.purpose == call.purpose &&
@@ -274,6 +76,8 @@ class NcclCommunicator : public Communicator {
   /// of the ring is between ranks k and k + 1, and edges of one phase do not touch.
   void make_lanes(std::span<const Lane> lanes) override {
     const int n = size();
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.maxCTAs = kLaneProcessors;
     const auto phase_of = [&](int edge) { return n % 2 == 1 && edge == n - 1 ? 2 : edge % 2; };
     for (const Lane& lane : lanes) {
       check(lane.step == 1 || lane.step == -1, axis(), "lane for {}: expected a step of 1 or -1, got {}",
@@ -288,12 +92,12 @@ class NcclCommunicator : public Communicator {
         const bool sends = is_first == (lane.step == 1);
         ncclComm_t pair = nullptr;
         const int color = is_first ? after : is_second ? before : NCCL_SPLIT_NOCOLOR;
-        engine_->must(ncclCommSplit(calls_.comm(), color, sends ? 0 : 1, &pair, nullptr), axis(),
+        engine_->must(ncclCommSplit(calls_.comm(), color, sends ? 0 : 1, &pair, &config), axis(),
                       fmt::format("lane for {}", lane.purpose));
         if (color == NCCL_SPLIT_NOCOLOR) continue;
         const std::string name = fmt::format("{}: {}", axis(), lane.purpose);
-        Queue*& queue = sends ? ring.out : ring.in;
-        queue = lanes_.emplace_back(std::make_unique<Queue>(engine_, name, pair)).get();
+        NcclQueue*& queue = sends ? ring.out : ring.in;
+        queue = lanes_.emplace_back(std::make_unique<NcclQueue>(engine_, name, pair)).get();
         queue->connect(sends);
       }
     }
@@ -305,6 +109,9 @@ class NcclCommunicator : public Communicator {
     return std::make_unique<NcclCommunicator>(split_of(*host_, std::move(axis), members, split), engine_);
   }
 
+  std::unique_ptr<BareCalls> bare() override {
+    return std::make_unique<BareNccl>(engine_, axis(), make_comm());
+  }
   bool takes_bf16() const override { return true; }
   void copy_own(std::byte* to, const std::byte* from, std::size_t bytes) override {
     gpu::copy(to, from, static_cast<std::int64_t>(bytes), engine_->compute);
@@ -322,31 +129,12 @@ class NcclCommunicator : public Communicator {
 
   std::unique_ptr<Communicator> host_;
   std::shared_ptr<State> engine_;
-  Queue calls_;
+  NcclQueue calls_;
   std::vector<Ring> rings_;
-  std::vector<std::unique_ptr<Queue>> lanes_;  // of all rings
+  std::vector<std::unique_ptr<NcclQueue>> lanes_;  // of all rings
 };
 
 }  // namespace
-
-/// In a group of NCCL's, which tells the kernels of all to end before it waits for any: one may stand behind
-/// another's. They end at once; what else NCCL does may wait for other ranks, and this one still has to say
-/// what went wrong, so it is left to itself after a while.
-void NcclEngine::State::abort() {
-  if (!error) error = "[nccl] calls on GPU memory were given up as another error ended this rank's work";
-  std::vector<ncclComm_t> comms;
-  for (Queue* queue : queues)
-    if (ncclComm_t comm = queue->give_up()) comms.push_back(comm);
-  if (comms.empty()) return;
-  std::packaged_task<void()> task([comms] {
-    ncclGroupStart();
-    for (ncclComm_t comm : comms) ncclCommAbort(comm);
-    ncclGroupEnd();
-  });
-  const std::future<void> done = task.get_future();
-  std::thread(std::move(task)).detach();
-  done.wait_for(std::chrono::seconds(2));
-}
 
 NcclEngine::NcclEngine(const Stream& compute, double timeout_seconds) : state_(std::make_shared<State>()) {
   state_->compute = compute, state_->watch = this, state_->timeout = timeout_seconds;
@@ -359,18 +147,18 @@ void NcclEngine::look(double seconds) {
   State& state = *state_;
   if (state.error) throw Error(*state.error);
   bool moved = seconds < std::exchange(state.looked, seconds), is_under_way = false;
-  for (Queue* queue : state.queues) {
+  for (NcclQueue* queue : state.queues) {
     moved |= queue->trim();
     const Call* const call = queue->oldest();
     is_under_way |= call != nullptr;
     if (const ncclResult_t result = queue->async_error(); result != ncclSuccess)
       state.must(result, queue->axis(), call ? to_string(*call) : "between calls");
   }
-  const auto now = Clock::now();
+  const auto now = std::chrono::steady_clock::now();
   if (moved || !is_under_way) state.moved = now;
   if (std::chrono::duration<double>(now - state.moved).count() <= state.timeout) return;
   std::string calls;
-  for (const Queue* queue : state.queues)
+  for (const NcclQueue* queue : state.queues)
     if (const Call* const call = queue->oldest())
       calls += fmt::format("\n  {} of group {}", to_string(*call), queue->axis());
   state.break_with(fmt::format("[nccl] rank {} has waited {} s for the GPU, and none of these has ended:{}",

@@ -7,6 +7,8 @@
 // Order: a call begins after all that was enqueued on the compute stream before start_x(), and what is
 // enqueued there after wait(), or after the Pending is gone, begins after the call. The host waits for
 // neither, so memory that is freed after wait() may be handed out again in the order of the compute stream.
+// A call that waits at once (all_reduce(), not start_all_reduce()) is made in the compute stream itself;
+// others have a stream beside it. A call begins after all earlier ones of its group on either.
 //
 // Beyond what communicator.h says: bf16 is taken; sums have the order that NCCL chooses, the same in every
 // run on the same machine; a maximum of a NaN and a number may be either; ranks' calls on GPU memory are not

@@ -99,6 +99,18 @@ double waiting(const Hands& hands) {
   return sum;
 }
 
+/// The same with what segments cost, which are pieces that do not touch.
+double waiting(Hands hands, const Costs& segment) {
+  for (std::size_t r = 0; r < hands.pieces.size() && !segment.empty(); ++r) {
+    std::vector<std::size_t>& mine = hands.pieces[r];
+    std::sort(mine.begin(), mine.end());
+    double segments = 0;
+    for (std::size_t i = 0; i < mine.size(); ++i) segments += i == 0 || mine[i] != mine[i - 1] + 1;
+    for (std::size_t k = 0; k < segment.size(); ++k) hands.sum[r][k] += segments * segment[k];
+  }
+  return waiting(hands);
+}
+
 /// Swaps a piece of a rank that is the busiest in some part for one of another rank, the best such swap
 /// first, as long as that helps.
 void swap_while_it_helps(const std::vector<Costs>& piece, Hands& hands) {
@@ -137,7 +149,7 @@ void swap_while_it_helps(const std::vector<Costs>& piece, Hands& hands) {
   }
 }
 
-Deal deal_pieces(const std::vector<Costs>& piece, std::size_t ranks) {
+Hands deal_pieces(const std::vector<Costs>& piece, std::size_t ranks) {
   Hands hands = deal_dearest_first(piece, ranks);
   swap_while_it_helps(piece, hands);
   if (piece[0].size() > 1) {  // by one part alone, dearest first has nothing to be improved
@@ -145,16 +157,44 @@ Deal deal_pieces(const std::vector<Costs>& piece, std::size_t ranks) {
     swap_while_it_helps(piece, in_turn);
     if (waiting(in_turn) < waiting(hands) * (1 - 1e-9)) hands = std::move(in_turn);
   }
+  return hands;
+}
+
+/// As zigzag, every rank has one run of the first tokens that are left and one of the last, but as long as
+/// makes all parts together cost the same.
+Hands deal_two_runs(const std::vector<Costs>& piece, std::size_t ranks) {
+  Hands hands = empty_hands(ranks, piece[0].size());
+  std::vector<double> before(1, 0.0);  // cost of the pieces before each
+  for (const Costs& costs : piece) before.push_back(before.back() + total(costs));
+  const std::size_t each = piece.size() / ranks;
+  std::size_t begin = 0, end = piece.size();
+  for (std::size_t r = 0; r < ranks; ++r) {
+    const auto error = [&](std::size_t early) {
+      const double mine = before[begin + early] - before[begin] + before[end] - before[end - each + early];
+      return std::abs(mine - before.back() / static_cast<double>(ranks));
+    };
+    std::size_t early = each;  // one run, if that is as good
+    for (std::size_t i = each; i-- > 0;)
+      if (error(i) < error(early) - 1e-9 * before.back()) early = i;
+    for (std::size_t i = 0; i < early; ++i) give(hands, r, begin + i, piece[begin + i]);
+    for (std::size_t i = end - (each - early); i < end; ++i) give(hands, r, i, piece[i]);
+    begin += early, end -= each - early;
+  }
+  return hands;
+}
+
+/// Ranks are numbered by their first piece, so that equal costs give the contiguous layout, and linear ones
+/// the zigzag.
+Deal as_deal(Hands hands, std::size_t pieces, const Costs& segment) {
   Deal deal;
   double all = 0;
   for (const Costs& costs : hands.sum) all += total(costs);
-  if (all > 0) deal.imbalance = waiting(hands) * static_cast<double>(ranks) / all;
-  // Numbered by their first piece, so that equal costs give the contiguous layout, and linear ones the
-  // zigzag.
+  if (all > 0) deal.imbalance = waiting(hands) * static_cast<double>(hands.sum.size()) / all;
+  deal.waiting = waiting(hands, segment);
   std::sort(hands.pieces.begin(), hands.pieces.end(), [](const auto& a, const auto& b) {
     return *std::min_element(a.begin(), a.end()) < *std::min_element(b.begin(), b.end());
   });
-  deal.owner.resize(piece.size());
+  deal.owner.resize(pieces);
   for (std::size_t r = 0; r < hands.pieces.size(); ++r)
     for (const std::size_t i : hands.pieces[r]) deal.owner[i] = static_cast<std::int64_t>(r);
   return deal;
@@ -172,18 +212,34 @@ std::vector<std::int64_t> piece_counts(std::int64_t tokens) {
   return counts;
 }
 
+/// The most pieces a rank of at least 64 tokens, or of any number where there are few.
+std::int64_t fine_count(std::int64_t tokens) {
+  std::int64_t count = std::min<std::int64_t>(256, tokens < 1024 ? tokens : tokens / 64);
+  while (tokens % count != 0) --count;
+  return count;
+}
+
 }  // namespace
 
-Deal balance(std::int64_t tokens, std::int64_t ranks, const PartCosts& cost) {
-  Deal best;
-  for (const std::int64_t m : piece_counts(tokens / ranks)) {
-    const std::int64_t size = tokens / (ranks * m);
+Deal balance(std::int64_t tokens, std::int64_t ranks, const PartCosts& cost, const Costs& segment) {
+  const auto pieces = [&](std::int64_t count) {
     std::vector<Costs> piece;
-    for (std::int64_t i = 0; i < ranks * m; ++i) piece.push_back(cost({i * size, (i + 1) * size}));
-    Deal deal = deal_pieces(piece, static_cast<std::size_t>(ranks));
-    if (best.owner.empty() || deal.imbalance < best.imbalance - 1e-9) best = std::move(deal);
+    const std::int64_t size = tokens / (ranks * count);
+    for (std::int64_t i = 0; i < ranks * count; ++i) piece.push_back(cost({i * size, (i + 1) * size}));
+    return piece;
+  };
+  Deal best;
+  const auto consider = [&](Hands hands, std::size_t count) {
+    Deal deal = as_deal(std::move(hands), count, segment);
+    if (best.owner.empty() || deal.waiting < best.waiting * (1 - 1e-9)) best = std::move(deal);
+  };
+  for (const std::int64_t m : piece_counts(tokens / ranks)) {
+    const std::vector<Costs> piece = pieces(m);
+    consider(deal_pieces(piece, static_cast<std::size_t>(ranks)), piece.size());
     if (best.imbalance <= kEven) break;
   }
+  const std::vector<Costs> fine = pieces(fine_count(tokens / ranks));
+  consider(deal_two_runs(fine, static_cast<std::size_t>(ranks)), fine.size());
   return best;
 }
 

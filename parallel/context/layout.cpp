@@ -114,9 +114,10 @@ ContextLayout make_layout(const std::string& name, std::int64_t seq_len, std::in
   });
 }
 
-ContextLayout balanced_layout(std::int64_t seq_len, std::int64_t cp, const PartCosts& cost) {
+ContextLayout balanced_layout(std::int64_t seq_len, std::int64_t cp, const PartCosts& cost,
+                              const std::vector<double>& segment) {
   check_layout("balanced", seq_len, cp, 0);
-  const Deal best = balance(seq_len, cp, cost);
+  const Deal best = balance(seq_len, cp, cost, segment);
   return deal(seq_len, cp, seq_len / static_cast<std::int64_t>(best.owner.size()),
               [&](std::int64_t i) { return best.owner[static_cast<std::size_t>(i)]; });
 }

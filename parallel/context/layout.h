@@ -40,7 +40,9 @@ using PartCosts = std::function<std::vector<double>(Segment)>;
 
 /// As make_layout's balanced, but even in every part: the sum over parts of the busiest rank's cost is as
 /// small as few segments allow. Ranks whose costs are even over all parts together may still wait in each.
-ContextLayout balanced_layout(std::int64_t seq_len, std::int64_t cp, const PartCosts& cost);
+/// `segment`: what a segment costs its rank beside its tokens, by part; empty: nothing.
+ContextLayout balanced_layout(std::int64_t seq_len, std::int64_t cp, const PartCosts& cost,
+                              const std::vector<double>& segment = {});
 
 /// Throws make_layout's Error, without the work.
 void check_layout(const std::string& name, std::int64_t seq_len, std::int64_t cp, std::int64_t chunk);

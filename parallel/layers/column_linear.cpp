@@ -5,19 +5,31 @@
 namespace transmamba {
 
 void ColumnLinear::forward(const Context& context, const Tensor& x, View y) const {
-  const Tensor all = gather_tokens(context, *tp_, "column linear: tokens", x, y.dim(0));
-  gemm({.a = all, .b = weights_.value(), .transpose_b = true, .c = y}, context.stream);
+  GatherTokens all(context, *tp_, "column linear: tokens", x, y.dim(0));
+  all.each([&](const TokenRun& run, const View& rows) {
+    gemm({.a = rows,
+          .b = weights_.value(),
+          .transpose_b = true,
+          .c = y.slice(0, run.begin, run.end),
+          .spare = run.spare},
+         context.stream);
+  });
 }
 
 Tensor ColumnLinear::backward(const Context& context, ConstView dy, const Tensor& x) const {
   // Each transfer runs beside a product that does not need it.
+  const int spare = tp_->size() > 1 ? kTransferProcessors : 0;
   GatherTokens all(context, *tp_, "column linear: tokens again", x, dy.dim(0));
-  ScatterTokens dx(context, *tp_, dy.dim(0), x.dim(1));
-  gemm({.a = dy, .b = weights_.value(), .c = dx.partial()}, context.stream);
-  const Tensor tokens = all.finish();
-  dx.start("column linear: token gradients");
-  gemm({.a = dy, .transpose_a = true, .b = tokens, .c = weights_.grad(), .beta = 1}, context.stream);
-  return dx.finish();
+  const Tensor dx = context.empty(x.shape());
+  ScatterTokens sums(context, *tp_, dy.dim(0), dx);
+  sums.each("column linear: token gradients", [&](const TokenRun& run, const View& rows) {
+    gemm({.a = dy.slice(0, run.begin, run.end), .b = weights_.value(), .c = rows, .spare = spare},
+         context.stream);
+  });
+  gemm({.a = dy, .transpose_a = true, .b = all.finish(), .c = weights_.grad(), .beta = 1, .spare = spare},
+       context.stream);
+  sums.finish();
+  return dx;
 }
 
 }  // namespace transmamba

@@ -2,43 +2,88 @@
 
 #include <algorithm>
 
+#include "kernels/elementwise.h"
+
 namespace transmamba {
+namespace {
+
+/// The rank `step` after this one, or before it.
+int rank_at(const Communicator& tp, int step) { return (tp.rank() + step + tp.size()) % tp.size(); }
+
+/// Sends `out` to the rank `step` after this one, and gets `in` from the one before it. Either may be empty.
+Pending pass(Communicator& tp, std::string_view purpose, int step, const ConstView& out, const View& in) {
+  const Outgoing outgoing{rank_at(tp, step), out};
+  const Incoming incoming{rank_at(tp, -step), in};
+  return tp.start_exchange(purpose, {&outgoing, out.numel() > 0 ? 1U : 0U},
+                           {&incoming, in.numel() > 0 ? 1U : 0U});
+}
+
+}  // namespace
 
 TokenShard::TokenShard(const Communicator& tp, std::int64_t all)
     : tokens(all),
       rows((all + tp.size() - 1) / tp.size()),
-      mine(std::clamp<std::int64_t>(all - tp.rank() * rows, 0, rows)) {}
+      mine(std::clamp<std::int64_t>(all - tp.rank() * rows, 0, rows)),
+      rank_(tp.rank()),
+      ranks_(tp.size()) {}
+
+TokenRun TokenShard::run_of(int step, bool moves) const {
+  const std::int64_t begin = std::min((rank_ + step + ranks_) % ranks_ * rows, tokens);
+  return {begin, std::min(begin + rows, tokens), step == 0, moves ? kTransferProcessors : 0};
+}
 
 GatherTokens::GatherTokens(const Context& context, Communicator& tp, std::string_view purpose,
                            const Tensor& shard, std::int64_t tokens)
-    : all_(shard) {
+    : context_(context), tp_(tp), shape_(tp, tokens), shard_(shard), all_(shard) {
   if (tp.size() == 1) return;
-  const Tensor all = context.empty({shard.dim(0) * tp.size(), shard.dim(1)});
-  pending_ = tp.start_all_gather(purpose, shard, all);
-  all_ = all.slice(0, 0, tokens);
+  all_ = context.empty({tokens, shard.dim(1)});
+  for (int step = 1; step < tp.size(); ++step) {
+    const TokenRun from = shape_.run_of(-step);
+    pending_.push_back(
+        pass(tp, purpose, step, shard.slice(0, 0, shape_.mine), all_.slice(0, from.begin, from.end)));
+  }
+}
+
+View GatherTokens::arrived(int step) {
+  if (step == 0) return shard_.slice(0, 0, shape_.mine);
+  pending_[static_cast<std::size_t>(step - 1)].wait();
+  const TokenRun run = shape_.run_of(-step);
+  return all_.slice(0, run.begin, run.end);
 }
 
 Tensor GatherTokens::finish() {
-  pending_.wait();
+  for (Pending& pending : pending_) pending.wait();
+  if (const TokenRun run = shape_.run_of(0); tp_.size() > 1 && shape_.mine > 0)
+    copy({.x = shard_.slice(0, 0, shape_.mine), .y = all_.slice(0, run.begin, run.end)}, context_.stream);
   return all_;
 }
 
-ScatterTokens::ScatterTokens(const Context& context, Communicator& tp, std::int64_t tokens,
-                             std::int64_t width)
-    : tp_(tp), shape_(tp, tokens), partial_(context.empty({shape_.rows * tp.size(), width})) {
-  shard_ =
-      tp.size() == 1 ? partial_ : partial_.slice(0, shape_.rows * tp.rank(), shape_.rows * (tp.rank() + 1));
+ScatterTokens::ScatterTokens(const Context& context, Communicator& tp, std::int64_t tokens, View mine)
+    : context_(context), tp_(tp), shape_(tp, tokens), mine_(mine.slice(0, 0, shape_.mine)) {
+  if (tp.size() == 1) return;
+  sent_ = context.empty({tp.size() - 1, shape_.rows, mine.dim(1)});
+  received_ = context.empty({tp.size() - 1, shape_.rows, mine.dim(1)});
 }
 
-View ScatterTokens::partial() const { return partial_.slice(0, 0, shape_.tokens); }
-
-void ScatterTokens::start(std::string_view purpose) {
-  if (tp_.size() > 1) pending_ = tp_.start_reduce_scatter(purpose, partial_, shard_);
+View ScatterTokens::addend(int step) const {
+  if (step == tp_.size()) return mine_;
+  const TokenRun run = shape_.run_of(step);
+  return sent_.slice(0, step - 1, step).merge(0).slice(0, 0, run.end - run.begin);
 }
 
-Tensor ScatterTokens::finish() {
-  pending_.wait();
-  return shard_;
+void ScatterTokens::start(std::string_view purpose, int step) {
+  const Tensor in = received_.slice(0, step - 1, step).merge(0).slice(0, 0, shape_.mine);
+  pending_.push_back(pass(tp_, purpose, step, addend(step), in));
+}
+
+void ScatterTokens::finish() {
+  for (std::size_t i = 0; i < pending_.size(); ++i) {
+    pending_[i].wait();
+    const auto at = static_cast<std::int64_t>(i);
+    if (shape_.mine > 0)
+      add({.x = received_.slice(0, at, at + 1).merge(0).slice(0, 0, shape_.mine), .y = mine_},
+          context_.stream);
+  }
 }
 
 }  // namespace transmamba

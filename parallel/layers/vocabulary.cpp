@@ -14,20 +14,23 @@ VocabEmbedding::VocabEmbedding(Pack weight, std::int64_t vocab_size, Communicato
 
 Tensor VocabEmbedding::forward(const Context& context, const Tensor& tokens) const {
   const View weight = weight_.value();
-  ScatterTokens y(context, *tp_, tokens.numel(),
-                  weight.dim(1));  // each rank knows its words, and zero of others
-  embedding({.tokens = tokens,
-             .weight = weight,
-             .y = y.partial().split(0, tokens.dim(1)),
-             .vocab_begin = begin_,
-             .vocab_size = vocab_size_},
-            context.stream);
-  y.start("embedding");
-  return y.finish();
+  const Tensor flat = tokens.merge(0),
+               y = context.empty({TokenShard(*tp_, tokens.numel()).rows, weight.dim(1)});
+  ScatterTokens sums(context, *tp_, tokens.numel(), y);  // each rank knows its words, and zero of others
+  sums.each("embedding", [&](const TokenRun& run, const View& rows) {
+    embedding({.tokens = flat.slice(0, run.begin, run.end).split(0, rows.dim(0)),
+               .weight = weight,
+               .y = rows.split(0, rows.dim(0)),
+               .vocab_begin = begin_,
+               .vocab_size = vocab_size_},
+              context.stream);
+  });
+  sums.finish();
+  return y;
 }
 
 void VocabEmbedding::backward(const Context& context, const Tensor& dresidual, const Tensor& tokens) const {
-  const Tensor dy = gather_tokens(context, *tp_, "embedding gradients", dresidual, tokens.numel());
+  const Tensor dy = GatherTokens(context, *tp_, "embedding gradients", dresidual, tokens.numel()).finish();
   embedding_backward({.dy = dy.split(0, tokens.dim(1)),
                       .tokens = tokens,
                       .dweight = weight_.grad(),

@@ -33,12 +33,14 @@ class Run {
     // here before this action's send does not hold it up, for it is of another lane or direction.
     Transfer input = actions_.empty() ? Transfer() : receive(actions_[0]);
     for (std::size_t i = 0; i < actions_.size(); ++i) {
-      Transfer next = i + 1 < actions_.size() ? receive(actions_[i + 1]) : Transfer();
+      const bool has_next = i + 1 < actions_.size();
+      Transfer next = has_next && !options_.is_first ? receive(actions_[i + 1]) : Transfer();
       input.pending.wait();
       if (actions_[i].kind == Action::Kind::forward)
         forward(actions_[i], input.data);
       else
         backward(actions_[i], input.data);
+      if (has_next && options_.is_first) next = receive(actions_[i + 1]);
       input = std::move(next);
     }
     for (Transfer& sent : sent_) sent.pending.wait();

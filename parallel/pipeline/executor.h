@@ -24,6 +24,10 @@ struct RunOptions {
   ParameterEvents* events = nullptr;  ///< told which gradients are complete
   /// Sees what each forward pass gave (logits at the last stage) and kept, states included.
   std::function<void(const Action&, const Tensor& output, const Model::Saved&)> observe = {};
+  /// Kernels may be called for the first time, or with new shapes: then the driver may wait for all that the
+  /// GPU has begun, and a message that is awaited there must not be one that this rank has yet to make
+  /// possible. So nothing is received before all that comes before it is sent.
+  bool is_first = false;
 };
 
 /// A collective call on the mesh's pp axis, before the first schedule is run: its lanes.

@@ -42,8 +42,9 @@ struct Sizes {
   double aligned(double width) const { return std::ceil(width * T / 16) * 16; }  // a row of aligned_rows()
   double rows() const { return b * t / tp * d * T; }              // (rows, d): what is between layers
   double all_rows() const { return tp > 1 ? b * t * d * T : 0; }  // of all tp ranks, gathered
-  // Gradient of a layer's input and, on several tp ranks, the input of all and that gradient's partial sums.
-  double input_projection() const { return tp > 1 ? 2 * all_rows() : rows(); }
+  // Gradient of a layer's input and, on several tp ranks, the input of all, and that gradient's addends that
+  // others get and that come from them.
+  double input_projection() const { return rows() + (tp > 1 ? all_rows() + 2 * (tp - 1) * rows() : 0); }
 
   double gemm_workspace() const { return has_workspaces ? real(workspace::kGemm) : 0; }
   double attention_workspace(double queries, double keys) const {

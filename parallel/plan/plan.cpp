@@ -39,6 +39,13 @@ std::vector<LayoutChoice> compare_layouts(const Config& c, const Machine& machin
   return choices;
 }
 
+void check_vocabulary(const Config& config) {
+  check(config.model.vocab_size > 0, "plan",
+        "model.vocab_size: expected a number above 0, got 0, which means the data file's; no data is read "
+        "here, so "
+        "say --model.vocab_size N (256 for bytes)");
+}
+
 double mean_of(const Plan& plan, double (*part)(const LayerTime&)) {
   double sum = 0;
   for (const LayerTime& time : plan.stage_times) sum += part(time);
@@ -70,10 +77,24 @@ double exposed_dp_seconds(const Plan& plan) {
 }  // namespace
 
 Plan make_plan(const Config& config, int ranks, const Machine& machine) {
-  check(config.model.vocab_size > 0, "plan",
-        "model.vocab_size: expected a number above 0, got 0, which means the data file's; no data is read "
-        "here, so "
-        "say --model.vocab_size N (256 for bytes)");
+  check_vocabulary(config);
+  // The layout is made of the degrees, so they are checked first.
+  Config resolved = config;
+  resolved.parallel = resolve_parallel(config, ranks);
+  Plan plan = make_plan(config, ranks, machine, plan_layout(resolved, machine));
+  const Config& c = plan.config;
+  const std::vector<double> cost = sequence_costs(c, machine);
+  for (const auto& mine : plan.layout.segments) {
+    double& sum = plan.rank_cost.emplace_back(0.0);
+    for (const Segment& s : mine)
+      for (std::int64_t i = s.begin; i < s.end; ++i) sum += cost[static_cast<std::size_t>(i)];
+  }
+  if (c.parallel.cp > 1) plan.layouts = compare_layouts(c, machine, plan.transpoints, cost);
+  return plan;
+}
+
+Plan make_plan(const Config& config, int ranks, const Machine& machine, const ContextLayout& layout) {
+  check_vocabulary(config);
   Plan plan;
   plan.config = config;
   plan.config.parallel = resolve_parallel(config, ranks);
@@ -82,15 +103,7 @@ Plan make_plan(const Config& config, int ranks, const Machine& machine) {
   const Config& c = plan.config;
   const ParallelConfig& p = c.parallel;
   plan.transpoints = resolve_transpoints(c.model, c.train.seq_len);
-  plan.layout = plan_layout(c, machine);
-  const std::vector<double> cost = sequence_costs(c, machine);
-  for (const auto& mine : plan.layout.segments) {
-    double& sum = plan.rank_cost.emplace_back(0.0);
-    for (const Segment& s : mine)
-      for (std::int64_t i = s.begin; i < s.end; ++i) sum += cost[static_cast<std::size_t>(i)];
-  }
-  if (p.cp > 1) plan.layouts = compare_layouts(c, machine, plan.transpoints, cost);
-
+  plan.layout = layout;
   plan.stages = plan_stages(c, machine, plan.layout);
   const RankShare share{c, machine, plan.layout};
   const std::vector<LayerTime> layers = layer_times(share, plan.transpoints);

@@ -61,6 +61,8 @@ struct Plan {
 
 /// Throws the Errors of resolve_parallel, and one where model.vocab_size is 0: no data file is read here.
 Plan make_plan(const Config& config, int ranks, const Machine& machine);
+/// The same for a `layout` that is known already, without what compares ranks and layouts: quick.
+Plan make_plan(const Config& config, int ranks, const Machine& machine, const ContextLayout& layout);
 
 /// For people.
 std::string print(const Plan& plan);

@@ -15,14 +15,22 @@ double rank_tokens(const Config& c) {
   return real(c.train.micro_batch) * real(c.train.seq_len) / real(c.parallel.cp);
 }
 
-/// `gathers` all-gathers and `scatters` reduce-scatters of a micro-batch's activations (b, t, d) over tp.
-double tp_seconds(const RankShare& share, int gathers, int scatters) {
-  const Config& c = share.config;
-  const Links& links = share.machine.links(c.parallel.tp);
-  const double bytes = rank_tokens(c) * real(c.model.hidden_size) * element_bytes(c);
-  return gathers * all_gather_seconds(links, c.parallel.tp, bytes) +
-         scatters * reduce_scatter_seconds(links, c.parallel.tp, bytes);
-}
+/// Of a micro-batch's activations (b, t, d) over tp.
+struct TokenTransfers {
+  double gather = 0, scatter = 0;
+  /// What is left of a transfer beside products of `seconds`. On the CPU all: there nothing moves meanwhile.
+  double besides(double transfer, double seconds) const {
+    return on_gpu ? std::max(0.0, transfer - seconds) : transfer;
+  }
+  bool on_gpu = false;
+  explicit TokenTransfers(const RankShare& share) : on_gpu(share.config.train.device == "cuda") {
+    const Config& c = share.config;
+    const Links& links = share.machine.links(c.parallel.tp);
+    const double bytes = rank_tokens(c) * real(c.model.hidden_size) * element_bytes(c);
+    gather = all_gather_seconds(links, c.parallel.tp, bytes);
+    scatter = reduce_scatter_seconds(links, c.parallel.tp, bytes);
+  }
+};
 
 /// The mixing of one sequence, for each context rank.
 std::vector<Seconds> mixing_by_rank(const RankShare& share, std::int64_t transpoint) {
@@ -43,10 +51,22 @@ std::size_t most_segments(const ContextLayout& layout) {
   return most;
 }
 
-/// Of a mixer or an MLP: tokens are gathered for its first product, in backward too, and there once more for
-/// one that is done again.
-Seconds layer_tp_seconds(const RankShare& share) {
-  return {tp_seconds(share, 1, 1), tp_seconds(share, again(share.config) == Recompute::full ? 3 : 2, 1)};
+/// Of a mixer or an MLP, whose first product is d to `in` wide on a rank and its last `out` to d: tokens are
+/// gathered for the first, in backward too, and there once more for one that is done again. Of the products
+/// of tp runs one is beside a transfer (parallel/layers/token_shard.h); in backward the first layer's are
+/// whole.
+Seconds layer_tp_seconds(const RankShare& share, double in, double out) {
+  const Config& c = share.config;
+  const double tokens = rank_tokens(c), d = real(c.model.hidden_size), tp = real(c.parallel.tp);
+  const TokenTransfers moves(share);
+  const Machine& m = share.machine;
+  const double gathered = moves.besides(moves.gather, m.gemm(tokens, in, d) / tp);
+  Seconds seconds{gathered + moves.besides(moves.scatter, m.gemm(tokens, d, out) / tp),
+                  moves.besides(moves.gather, m.gemm(tokens, out, d) / tp) +
+                      moves.besides(moves.gather, m.gemm(tokens, d, in)) +
+                      moves.besides(moves.scatter, m.gemm(in, d, tokens))};
+  if (again(c) == Recompute::full) seconds.backward += gathered;
+  return seconds;
 }
 
 /// Keys and values of [0, P), summaries, and the convolution's halo. Backward gathers keys and values again,
@@ -96,29 +116,40 @@ LayerTime mixer_time(const RankShare& share, std::int64_t transpoint) {
   LayerTime time;
   time.compute = mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c));
   time.compute += busiest * real(c.train.micro_batch);
-  time.tp = layer_tp_seconds(share);
+  const double segments = real(static_cast<std::int64_t>(most_segments(share.layout)));
+  const OpCost& conv = share.machine.qkv_conv;  // of which mixer_rest_seconds() counts one call
+  time.compute += Seconds{conv.call, conv.call_backward} * (segments - 1);
+  const double heads = real(c.model.num_heads) / real(c.parallel.tp), n = real(c.model.qk_head_dim),
+               p = real(c.model.v_head_dim);
+  time.tp = layer_tp_seconds(share, heads * (2 * n + 2 * p + 1), heads * p);
   time.cp = cp_seconds(share, transpoint);
   return time;
 }
 
 LayerTime mlp_time(const RankShare& share) {
   const Config& c = share.config;
+  const double ffn = real(c.model.ffn_hidden_size) / real(c.parallel.tp);
   return {mlp_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c)),
-          layer_tp_seconds(share),
+          layer_tp_seconds(share, 2 * ffn, ffn),
           {}};
 }
 
 LayerTime embedding_time(const RankShare& share) {
   const Config& c = share.config;
+  const TokenTransfers moves(share);
   return {embedding_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp),
-          {tp_seconds(share, 0, 1), tp_seconds(share, 1, 0)},
+          {moves.scatter, moves.gather},
           {}};
 }
 
 LayerTime head_time(const RankShare& share) {
   const Config& c = share.config;
+  const TokenTransfers moves(share);
+  const double product = share.machine.gemm(rank_tokens(c), real(c.model.vocab_size) / real(c.parallel.tp),
+                                            real(c.model.hidden_size));
   return {head_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c)),
-          {tp_seconds(share, 1, 0), tp_seconds(share, 1, 1)},
+          {moves.besides(moves.gather, product / real(c.parallel.tp)),
+           moves.besides(moves.gather, product) + moves.besides(moves.scatter, product)},
           {}};
 }
 

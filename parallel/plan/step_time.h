@@ -10,8 +10,8 @@
 
 namespace transmamba {
 
-/// Where seconds go. What train.recompute has backward passes do again is theirs. Communication counts as
-/// exposed, which is pessimistic where an implementation hides it.
+/// Where seconds go. What train.recompute has backward passes do again is theirs. Communication is what is
+/// not hidden by products: on a GPU tp's beside those of the same layer. The rest counts as exposed.
 struct LayerTime {
   Seconds compute, tp, cp;
   Seconds total() const { return {forward(), backward()}; }

@@ -58,7 +58,7 @@ TEST(Machine, NamesTheFileAndTheKeyThatAreWrong) {
   EXPECT_THAT(complaint("\"latency\": ", "\"latency\": -"), HasSubstr("within_host.all_reduce.latency"));
   EXPECT_THAT(complaint("\"flop\": ", "\"flop\": [],\"x\": "),
               AllOf(HasSubstr("gemm.flop"), HasSubstr("[]")));
-  EXPECT_THAT(complaint("\"version\": 2", "\"version\": 9"), HasSubstr("version: expected 2, got 9"));
+  EXPECT_THAT(complaint("\"version\": 3", "\"version\": 9"), HasSubstr("version: expected 3, got 9"));
   EXPECT_THAT(complaint("float32", "float33"), HasSubstr("dtype: expected one of"));
   EXPECT_THAT(complaint("{", "{{"), HasSubstr("expected a JSON object"));
   EXPECT_THAT(error_of([&] { Machine::load(folder / "none.json"); }),
@@ -83,16 +83,50 @@ TEST(Machine, CollectivesCostWhatARingMoves) {
   EXPECT_EQ(all_reduce_seconds(links, 1, 8), 0);
 }
 
-TEST(StepCost, H200TakesThePeersTimeForThePeersShapes) {
-  // DESIGN section 5: attention 0.865 and 2.58 ms, at batch 2.
-  const Machine machine = Machine::builtin_h200();
-  const double launches = 3 * machine.attention.call;
+TEST(Machine, WhatWasMeasuredOfALinkCounts) {
+  Links links;
+  links.all_reduce = {1e-6, 0.5e-9, 2, {{1000, 10e-6}, {5000, 12e-6}, {9000, 20e-6}}};
+  const auto of = [&](double bytes, double steps = 2) { return links.all_reduce.seconds(bytes, steps); };
+  EXPECT_DOUBLE_EQ(of(1000), 10e-6);
+  EXPECT_DOUBLE_EQ(of(5000), 12e-6);
+  EXPECT_DOUBLE_EQ(of(9000), 20e-6);
+  EXPECT_DOUBLE_EQ(of(2000), 10.5e-6);   // a quarter of the way to the next
+  EXPECT_DOUBLE_EQ(of(0), 2e-6);         // latency alone
+  EXPECT_DOUBLE_EQ(of(500), 6e-6);       // half-way from there
+  EXPECT_DOUBLE_EQ(of(90000), 200e-6);   // ten times the largest
+  EXPECT_DOUBLE_EQ(of(5000, 6), 16e-6);  // 4 ranks: 4 steps more
+  // Fewer steps than were measured, and most of the time was latency.
+  links.all_reduce.steps = 14, links.all_reduce.latency = 0.9e-6;
+  EXPECT_DOUBLE_EQ(of(1000, 2), 10e-6 * 2 / 14);
+  EXPECT_DOUBLE_EQ(all_reduce_seconds(links, 8, 5000 * 8 / 14.0), 12e-6);
+}
+
+TEST(Machine, KeepsCurvesInItsFileAndWantsThemInOrder) {
+  const Folder folder;
+  const auto path = folder / "m.json";
+  Machine machine = Machine::builtin_cpu();
+  machine.within_host.send = {1e-6, 1e-10, 1, {{1024, 2e-6}, {4096, 3.5e-6}}};
+  machine.save(path);
+  const LinkCost send = Machine::load(path).within_host.send;
+  ASSERT_EQ(send.curve.size(), 2U);
+  EXPECT_EQ(send.curve[1].bytes, 4096);
+  EXPECT_EQ(send.curve[1].seconds, 3.5e-6);
+  EXPECT_EQ(send.steps, 1);
+  EXPECT_TRUE(Machine::load(path).within_host.exchange.curve.empty());
+  machine.within_host.send.curve[1].bytes = 1024;
+  machine.save(path);
+  EXPECT_THAT(error_of([&] { Machine::load(path); }),
+              AllOf(HasSubstr("within_host.send.curve"), HasSubstr("rising")));
+}
+
+TEST(StepCost, H200TakesWhatItsKernelsTookForTheirShapes) {
+  const Machine machine = Machine::builtin_h200();  // two sequences of 8192 tokens; here each is a call
   const Seconds all = mixing_seconds(paper("T"), machine, 8192, 8192, 0, 8192, 1, false) * 2;
-  EXPECT_NEAR(all.forward, 0.865e-3, launches + 0.1e-3);
-  EXPECT_NEAR(all.backward, 2.58e-3, launches + 0.1e-3);
+  EXPECT_NEAR(all.forward, 0.957e-3 + 2 * machine.attention.call, 0.1e-3) << "RoPE, too";
+  EXPECT_NEAR(all.backward, 2.63e-3 + 2 * machine.attention.call_backward, 0.1e-3);
   const Seconds none = mixing_seconds(paper("0"), machine, 0, 8192, 0, 8192, 1, false) * 2;
-  EXPECT_NEAR(none.forward, 0.44e-3, launches);
-  EXPECT_NEAR(none.backward, 2.4e-3, launches);
+  EXPECT_NEAR(none.forward, 0.0955e-3 + 2 * machine.scan.call, 1e-9);
+  EXPECT_NEAR(none.backward, 0.369e-3 + 2 * machine.scan.call_backward, 1e-9);
 }
 
 TEST(StepCost, AttentionCostsMoreFurtherBack) {

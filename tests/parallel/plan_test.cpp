@@ -32,9 +32,14 @@ TEST(Plan, BalancesV9OnEveryMachine) {
       ASSERT_EQ(plan.layouts.size(), 4U);
       const LayoutChoice& balanced = plan.layouts[3];
       EXPECT_EQ(balanced.name, "balanced");
-      EXPECT_LE(balanced.imbalance, 1.03) << machine.name << ", cp " << cp;
-      EXPECT_LE(balanced.waiting, 1.03) << "also in each mixer; " << machine.name << ", cp " << cp;
-      EXPECT_LT(balanced.waiting, plan.layouts[0].waiting);
+      // No layout is quicker, what its segments cost counted.
+      for (const char* name : {"contiguous", "zigzag", "striped"})
+        EXPECT_LE(plan.step.total(),
+                  (1 + 1e-9) * make_plan(paper({"--parallel.cp", cp, "--parallel.cp_layout", name}),
+                                         std::stoi(cp), machine)
+                                   .step.total())
+            << machine.name << ", cp " << cp << ", " << name;
+      EXPECT_LE(balanced.waiting, plan.layouts[0].waiting);
       EXPECT_EQ(plan.layout, plan_layout(config, machine));
       const double total = std::accumulate(plan.rank_cost.begin(), plan.rank_cost.end(), 0.0);
       EXPECT_NEAR(*std::max_element(plan.rank_cost.begin(), plan.rank_cost.end()) * std::stoi(cp) / total,
@@ -115,8 +120,9 @@ TEST(Plan, WhatIsRecomputedTakesTheTimeOfItsForwardPass) {
 
 TEST(Plan, WhatIsRecomputedInFullIsSaidAgain) {
   const auto step = [](const char* recompute) {
-    return make_plan(paper({"--parallel.tp", "2", "--parallel.cp", "2", "--train.recompute", recompute}), 4,
-                     Machine::builtin_h200())
+    return make_plan(paper({"--parallel.tp", "2", "--parallel.cp", "2", "--train.recompute", recompute,
+                            "--train.device", "cpu", "--train.dtype", "float32"}),
+                     4, Machine::builtin_cpu())
         .step;
   };
   const StepTime none = step("none"), selective = step("selective"), full = step("full");

@@ -198,6 +198,71 @@ struct Test {
         total, [&](std::int64_t) { return wanted; }, "sum of sums");
   }
 
+  /// Calls that wait at once stand in the compute stream, others beside it; to a group they are one order.
+  void both_kinds_in_turns() const {
+    constexpr int kRounds = 100;
+    const std::int64_t few = 1000, many = 3000000;
+    const Tensor of_few = put(Numbers(static_cast<std::size_t>(few), 0)),
+                 of_many = put(Numbers(static_cast<std::size_t>(many), 0));
+    double wanted = 0;
+    for (int round = 0; round < kRounds; ++round) {
+      const Tensor x = context.empty({many}, DType::f32), y = context.empty({few}, DType::f32);
+      fill({.value = static_cast<double>(round % 5 + me), .y = x}, context.stream);
+      fill({.value = static_cast<double>(round % 5 + me), .y = y}, context.stream);
+      Pending pending = world.start_all_reduce("beside", x);
+      for (int again = 0; again < round % 3 + 1; ++again) world.all_reduce("at once", y, Reduce::max);
+      Pending small = world.start_all_reduce("beside", y);
+      world.broadcast("at once", of_few, 0);
+      if (round % 2) small.wait();
+      pending.wait(), small.wait();
+      add({.x = x, .y = of_many}, context.stream), add({.x = y, .y = of_few}, context.stream);
+      wanted += n * (round % 5) + n * (n - 1) / 2;
+    }
+    expect(
+        of_many, [&](std::int64_t) { return wanted; }, "sums beside");
+    double maxima = 0;  // n times each
+    for (int round = 0; round < kRounds; ++round) maxima += n * (round % 5 + n - 1);
+    expect(
+        of_few, [&](std::int64_t) { return maxima; }, "sums of maxima");
+  }
+
+  void messages_that_wait() const {
+    constexpr Lane kLane{"wait", 1};
+    world.open_lanes({&kLane, 1});
+    for (const std::int64_t count : {1, 5000000}) {
+      const Tensor out = put(numbers(me, count)), in = poisoned(count);
+      if (me % 2 == 0) world.send("wait", out, next, 0);
+      world.receive("wait", in, previous, 0);
+      if (me % 2 == 1) world.send("wait", out, next, 0);
+      expect(
+          in, [&](std::int64_t i) { return number(previous, i); }, "message that waits");
+    }
+  }
+
+  /// NCCL's own calls, against which ours are timed, between ours.
+  void bare() const {
+    const auto nccl = world.bare();
+    const Tensor x = put(numbers(me, 1000)), mine = put(numbers(me, 10)), all = poisoned(10 * n),
+                 from = poisoned(10);
+    nccl->make({.kind = Call::Kind::all_reduce, .purpose = "bare", .in = x, .out = x});
+    nccl->make({.kind = Call::Kind::all_gather, .purpose = "bare", .in = mine, .out = all});
+    const Outgoing outgoing{next, mine};
+    const Incoming incoming{previous, from};
+    nccl->make({.kind = Call::Kind::exchange,
+                .purpose = "bare",
+                .outgoing = {&outgoing, 1},
+                .incoming = {&incoming, 1}});
+    const Tensor y = put(numbers(me, 1000));
+    world.all_reduce("between", y);
+    for (const Tensor& total : {x, y})
+      expect(
+          total, [&](std::int64_t i) { return sum(i); }, "bare sum");
+    expect(
+        all, [&](std::int64_t i) { return number(static_cast<int>(i / 10), i % 10); }, "bare gather");
+    expect(
+        from, [&](std::int64_t i) { return number(previous, i); }, "bare exchange");
+  }
+
   void groups() const {
     for (int columns = 1; columns <= n; ++columns) {
       if (n % columns) continue;
@@ -248,10 +313,17 @@ struct Test {
 
 using Member = void (Test::*)() const;
 constexpr std::pair<const char*, Member> kTests[] = {
-    {"all_reduce", &Test::all_reduce}, {"gather_and_scatter", &Test::gather_and_scatter},
-    {"broadcast", &Test::broadcast},   {"exchange", &Test::exchange},
-    {"messages", &Test::messages},     {"order_of_streams", &Test::order_of_streams},
-    {"groups", &Test::groups},         {"host_memory_beside_it", &Test::host_memory_beside_it},
+    {"all_reduce", &Test::all_reduce},
+    {"gather_and_scatter", &Test::gather_and_scatter},
+    {"broadcast", &Test::broadcast},
+    {"exchange", &Test::exchange},
+    {"messages", &Test::messages},
+    {"order_of_streams", &Test::order_of_streams},
+    {"both_kinds_in_turns", &Test::both_kinds_in_turns},
+    {"messages_that_wait", &Test::messages_that_wait},
+    {"bare", &Test::bare},
+    {"groups", &Test::groups},
+    {"host_memory_beside_it", &Test::host_memory_beside_it},
 };
 
 void run(const Process& process, const std::string& what) {

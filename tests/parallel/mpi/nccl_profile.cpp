@@ -43,6 +43,23 @@ struct Test {
           c.exposed);
   }
 
+  /// Started first and waited for last, but a call between them stands in the compute stream, behind it.
+  void behind() const {
+    const Tensor x = numbers(1 << 24), y = numbers(1024);
+    const Region region(context, "behind");
+    Pending pending = world.start_all_reduce("in front", x);
+    world.all_reduce("behind", y);
+    pending.wait();
+  }
+  void check_behind() const {
+    const CallSpan &front = call("in front", "all_reduce"), &c = call("behind", "all_reduce");
+    check(front.exposed > 0.5 * seconds(front) && c.exposed == seconds(c), "profile",
+          "expected to wait for both, got {} of {} s and {} of {} s", front.exposed, seconds(front),
+          c.exposed, seconds(c));
+    check(c.begin.seconds > front.end.seconds - 5e-6, "profile", "from {}, after one that ends at {}",
+          c.begin.seconds, front.end.seconds);
+  }
+
   /// Beside much longer work of the compute stream.
   void hidden() const {
     const Tensor x = numbers(1 << 20), large = numbers(1 << 28);
@@ -126,7 +143,7 @@ void run(const Process& process) {
   Context context = session.context();
   context.profile = &profile;
   const Test test{context, *world, profile};
-  test.exposed(), test.hidden(), test.messages();  // the first calls are slow
+  test.exposed(), test.behind(), test.hidden(), test.messages();  // the first calls are slow
   synchronize(context);
   world->barrier("together");
   world->recorder().set_profile(&profile);
@@ -136,7 +153,7 @@ void run(const Process& process) {
   world->recorder().reset();
   profile.begin();
   profile.record();
-  test.exposed(), test.hidden();
+  test.exposed(), test.behind(), test.hidden();
   profile.pause();
   profile.record();
   test.late(), test.messages();
@@ -146,7 +163,7 @@ void run(const Process& process) {
   test.check_all(before, after);
   const ClockOffset late = measure_clock_offset(*world, Profile::now);
   world->recorder().set_profile(nullptr);
-  test.check_exposed(), test.check_hidden(), test.check_messages();
+  test.check_exposed(), test.check_behind(), test.check_hidden(), test.check_messages();
   test.check_late(early, late);
   if (world->rank() == 0) fmt::print("profile: ok\n");
 }

@@ -1,0 +1,87 @@
+// NCCL's communicators, and what those of a process share. Only for nccl*.cpp.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <nccl.h>
+
+#include <chrono>
+#include <deque>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/profile.h"
+#include "kernels/device.h"
+#include "parallel/comm/nccl.h"
+
+namespace transmamba {
+
+class NcclQueue;
+
+struct NcclEngine::State {
+  Stream compute;
+  Watch* watch = nullptr;
+  double timeout = 0;
+  int rank = 0;                      // of this process
+  std::optional<std::string> error;  // the first: after it nothing can be relied on
+  std::vector<NcclQueue*> queues;
+  std::vector<gpu::Event> events;  // to be used again
+  double looked = std::numeric_limits<double>::infinity();
+  std::chrono::steady_clock::time_point moved;  // a wait began, or a call came to its end
+
+  [[noreturn]] void break_with(const std::string& text);
+  void must(ncclResult_t result, std::string_view axis, const std::string& what);
+  gpu::Event take_event();
+  void abort();
+};
+
+/// A call that may be under way on the GPU.
+struct NcclFlight {
+  NcclFlight(std::shared_ptr<NcclEngine::State> of, const Call& made);
+  ~NcclFlight();
+  NcclFlight(const NcclFlight&) = delete;
+  NcclFlight& operator=(const NcclFlight&) = delete;
+  void order();  ///< what the compute stream gets from now on begins after it
+  const std::shared_ptr<NcclEngine::State> engine;
+  Call call;
+  CallSpan* const span;  // of a step that is profiled; lives as long as whoever waits for the call
+  gpu::Event event;      // after it
+  bool ordered = false;  // before what the compute stream gets now
+};
+
+/// Calls that the GPU makes one after the other, in the order in which they were enqueued: an NCCL
+/// communicator with a stream of its own, beside the compute stream.
+class NcclQueue {
+ public:
+  NcclQueue(std::shared_ptr<NcclEngine::State> engine, std::string axis, ncclComm_t comm);
+  ~NcclQueue();
+  NcclQueue(const NcclQueue&) = delete;
+  NcclQueue& operator=(const NcclQueue&) = delete;
+
+  std::unique_ptr<Pending::Work> run(const Call& call);
+  /// The first message of a pair, for which the hosts wait for each other: not in the midst of a schedule,
+  /// which knows nothing of that.
+  void connect(bool sends);
+  /// NCCL's own call, and no more than that.
+  void make(const Call& call, const Stream& stream) const;
+
+  ncclComm_t comm() const { return comm_; }
+  const std::string& axis() const { return axis_; }
+  const Call* oldest() const { return flights_.empty() ? nullptr : &flights_.front()->call; }
+  bool trim();                       ///< forgets calls that are over; true where there were any
+  ncclResult_t async_error() const;  ///< of NCCL's own threads, of a network say
+  ncclComm_t give_up();
+
+ private:
+  const std::shared_ptr<NcclEngine::State> engine_;
+  const std::string axis_;
+  ncclComm_t comm_;
+  Stream stream_;
+  std::deque<std::shared_ptr<NcclFlight>> flights_;
+  std::shared_ptr<NcclFlight> beside_;  // the last call on stream_, where the next may be another's
+};
+
+}  // namespace transmamba
