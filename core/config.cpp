@@ -207,6 +207,10 @@ void Config::validate_training() const {
         "optimizer.warmup_steps = {} is more than train.steps = {}", optimizer.warmup_steps, train.steps);
   check(optimizer.min_lr <= optimizer.lr, kWhere, "optimizer.min_lr = {} is above optimizer.lr = {}",
         optimizer.min_lr, optimizer.lr);
+  check(log.profile == 0 || log.profile + LogConfig::kProfileWarmUp <= train.steps, kWhere,
+        "log.profile = {}: the first {} steps warm up, so with train.steps = {} expected at most {}",
+        log.profile, LogConfig::kProfileWarmUp, train.steps,
+        std::max<std::int64_t>(train.steps - LogConfig::kProfileWarmUp, 0));
 }
 
 std::string Config::to_ini() const {

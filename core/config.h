@@ -106,6 +106,10 @@ struct LogConfig {
   std::filesystem::path communication;  ///< table of all communication, as JSON; empty: communication.json in
                                         ///< checkpoint.path, or none
   std::int64_t communication_skip = 0;  ///< steps at the start of a run that the table leaves out
+  std::int64_t profile = 0;             ///< steps that are measured; 0: none
+  std::filesystem::path profile_path;   ///< folder of profile.json and trace.json; empty: checkpoint.path, or
+                                        ///< none
+  static constexpr std::int64_t kProfileWarmUp = 3;  ///< steps before those
   bool operator==(const LogConfig&) const = default;
 };
 

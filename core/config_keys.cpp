@@ -217,6 +217,13 @@ std::vector<ConfigKey> make_keys() {
            "checkpoint.path, or none"),
       integer(MEMBER(log.communication_skip), 0, kAny,
               "steps at the start of a run that this table leaves out, as they warm up"),
+      integer(MEMBER(log.profile), 0, kCount,
+              "steps, after the first 3 of the run, whose computing and communication are measured; also "
+              "--profile"),
+      text(
+          MEMBER(log.profile_path), anything, "a path",
+          "folder of profile.json and trace.json (for Perfetto or chrome://tracing); empty: checkpoint.path, "
+          "or none"),
   };
 }
 #undef MEMBER

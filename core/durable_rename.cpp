@@ -10,6 +10,17 @@
 #include "kernels/check.h"
 
 namespace transmamba {
+namespace {
+
+std::filesystem::path aside(const std::filesystem::path& path) { return path.string() + ".part"; }
+
+std::FILE* open_aside(const std::filesystem::path& path) {
+  std::FILE* const file = std::fopen(aside(path).c_str(), "w");
+  check(file != nullptr, "write", "{}: cannot write: {}", path.string(), std::strerror(errno));
+  return file;
+}
+
+}  // namespace
 
 void sync_to_disk(const std::filesystem::path& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
@@ -19,6 +30,21 @@ void sync_to_disk(const std::filesystem::path& path) {
   // Some file systems cannot sync a folder and need not.
   check(error == 0 || error == EINVAL || error == EROFS, "fsync", "{}: {}", path.string(),
         std::strerror(error));
+}
+
+void check_writable(const std::filesystem::path& path) {
+  check(!std::filesystem::is_directory(path), "write", "{}: expected a file, got a folder", path.string());
+  std::fclose(open_aside(path));
+  std::filesystem::remove(aside(path));
+}
+
+void write_durably(const std::filesystem::path& path, const std::string& text) {
+  std::FILE* const file = open_aside(path);
+  const bool is_written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
+  const bool is_closed = std::fclose(file) == 0;
+  check(is_written && is_closed, "write", "{}: cannot write: {}", path.string(), std::strerror(errno));
+  sync_to_disk(aside(path));
+  durable_rename(aside(path), path);
 }
 
 void durable_rename(const std::filesystem::path& from, const std::filesystem::path& to) {

@@ -46,12 +46,15 @@ class Tensor {
   View view_;
 };
 
+class Profile;
+
 /// What a layer needs to run on this rank: where, in which type, with whose memory.
 struct Context {
   Stream stream;
   DType dtype = DType::f32;
   Allocator* memory = nullptr;  ///< of the device
   Allocator* host = nullptr;    ///< of what the host reads and writes itself; null: the device is the host
+  Profile* profile = nullptr;   ///< that regions go to (core/profile.h); must outlive what runs in them
 
   /// Of what must not be rounded as activations are (kernels/types.h).
   DType statistics() const { return statistics_of(dtype); }

@@ -45,7 +45,8 @@ void copy(void* to, const void* from, std::int64_t bytes, const Stream& stream);
 /// A point in the order of a stream.
 class Event {
  public:
-  Event();
+  Event() : Event(false) {}
+  explicit Event(bool timed);
   ~Event();
   Event(Event&& other) noexcept;
   Event& operator=(Event&& other) noexcept;
@@ -53,10 +54,16 @@ class Event {
   /// What is enqueued on `stream` from now on begins after the point that was recorded last.
   void hold(const Stream& stream) const;
   bool passed() const;  ///< true before the first record()
+  /// Between two timed events that have passed, on the GPU's clock.
+  double seconds_since(const Event& earlier) const;
 
  private:
   [[maybe_unused]] void* handle_ = nullptr;  // in a build without CUDA
 };
+
+/// A named range of what the calling thread enqueues, in the timeline of NVIDIA's tools (NVTX); they nest.
+void open_range(const std::string& name);
+void close_range() noexcept;
 
 /// Work on a stream that can be enqueued again, at once: the same kernels on the same addresses.
 class Graph {

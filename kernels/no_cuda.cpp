@@ -76,13 +76,16 @@ void destroy_stream(const Stream&) noexcept {}
 void synchronize(const Stream&) { missing(); }
 bool has_address(const void*) { missing(); }
 void copy(void*, const void*, std::int64_t, const Stream&) { missing(); }
-Event::Event() { missing(); }
+Event::Event(bool) { missing(); }
 Event::~Event() = default;
 Event::Event(Event&&) noexcept = default;
 Event& Event::operator=(Event&&) noexcept = default;
 void Event::record(const Stream&) { missing(); }
 void Event::hold(const Stream&) const { missing(); }
 bool Event::passed() const { missing(); }
+double Event::seconds_since(const Event&) const { missing(); }
+void open_range(const std::string&) { missing(); }
+void close_range() noexcept {}
 std::unique_ptr<Graph> capture(const Stream&, const std::function<void()>&) { missing(); }
 std::byte* allocate_pinned(std::int64_t) { missing(); }
 void free_pinned(std::byte*) noexcept {}

@@ -7,6 +7,7 @@
 #include "kernels/elementwise.h"
 #include "launch/measure.h"
 #include "parallel/comm/agree.h"
+#include "parallel/comm/timed_call.h"
 
 namespace transmamba {
 namespace {
@@ -61,15 +62,9 @@ double ring_steps(Kind kind, int ranks) {
   }
 }
 
-double bus_factor(Kind kind, int ranks) {
-  const double n = ranks;
-  switch (kind) {
-    case Kind::all_reduce: return 2 * (n - 1) / n;
-    case Kind::all_gather:
-    case Kind::reduce_scatter:
-    case Kind::exchange: return (n - 1) / n;
-    default: return 1;
-  }
+double buffer_factor(Kind kind, int ranks) {
+  const double moved = kind == Kind::exchange ? static_cast<double>(ranks - 1) / ranks : 1;
+  return moved * bus_factor(kind, ranks);
 }
 
 /// A call as the library would make it: a message round the ring is an exchange.

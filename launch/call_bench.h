@@ -22,8 +22,9 @@ inline constexpr Call::Kind kMeasuredKinds[] = {Call::Kind::all_reduce,     Call
 double ring_steps(Call::Kind kind, int ranks);
 /// Bytes through the busiest link over the bytes of the whole buffer, so that bus bandwidth, which the
 /// hardware bounds whatever the number of ranks, is this times bytes / seconds. As doc/PERFORMANCE.md of
-/// nccl-tests has it; save for broadcast also the bytes that a rank sends (recorder.h).
-double bus_factor(Call::Kind kind, int ranks);
+/// nccl-tests has it; save for broadcast also the bytes that a rank sends (recorder.h). Of an exchange the
+/// buffer has what stays too, unlike the size of a call in a profile (parallel/comm/timed_call.h).
+double buffer_factor(Call::Kind kind, int ranks);
 
 struct CallTime {
   Call::Kind kind = Call::Kind::all_reduce;
@@ -33,7 +34,7 @@ struct CallTime {
   std::optional<double> bare = {};  ///< seconds of the library's own call, where there is one
 
   double algorithm_rate() const { return static_cast<double>(bytes) / seconds; }  ///< bytes a second
-  double bus_rate() const { return bus_factor(kind, ranks) * algorithm_rate(); }
+  double bus_rate() const { return buffer_factor(kind, ranks) * algorithm_rate(); }
   double bare_bus_rate() const { return bus_rate() * seconds / *bare; }
 };
 

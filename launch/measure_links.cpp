@@ -35,7 +35,7 @@ LinkCost* link_of(Links& links, Call::Kind kind) {
 }
 
 double sent(const CallTime& time) {
-  return bus_factor(time.kind, time.ranks) * static_cast<double>(time.bytes);
+  return buffer_factor(time.kind, time.ranks) * static_cast<double>(time.bytes);
 }
 
 /// A few sizes on a few ranks, of which one is not fitted but predicted.

@@ -3,7 +3,6 @@
 #define OMPI_SKIP_MPICXX 1
 #include <mpi.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <csignal>

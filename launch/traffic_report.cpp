@@ -3,11 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "core/durable_rename.h"
 #include "core/metrics.h"
 #include "parallel/comm/agree.h"
 
@@ -50,17 +48,12 @@ TrafficSummary TrafficReport::summary() const {
   return out;
 }
 
-namespace {
-
-/// A halo is a few hundred bytes, a model's gradients are gigabytes.
 std::string format_sent(double bytes) {
   if (bytes < 1 << 10) return fmt::format("{:.0f} B", bytes);
   if (bytes < 1 << 20) return fmt::format("{:.1f} KiB", bytes / (1 << 10));
   if (bytes < 100 * (1 << 20)) return fmt::format("{:.1f} MiB", bytes / (1 << 20));
   return format_bytes(static_cast<std::int64_t>(bytes));
 }
-
-}  // namespace
 
 std::string format_table(const TrafficSummary& summary) {
   std::string out = fmt::format("{:<7} {:<34} {:>7} {:>10} {:>9} {:>9} {:>9} {:>7}\n", "axis",
@@ -95,10 +88,7 @@ void write_json(const std::filesystem::path& path, const TrafficSummary& summary
                                      {"exposed_seconds_per_step", line.exposed},
                                      {"hidden_seconds_per_step", line.seconds - line.exposed},
                                      {"longest_exposed_seconds_per_step", line.longest_exposed}});
-  std::ofstream out(path);
-  out << json.dump(1) << '\n';
-  out.close();
-  check(!out.fail(), "metrics", "{}: cannot write: {}", path.string(), std::strerror(errno));
+  write_durably(path, json.dump(1) + "\n");
 }
 
 }  // namespace transmamba

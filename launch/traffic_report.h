@@ -25,7 +25,8 @@ struct TrafficSummary {
   std::vector<TrafficLine> lines;  ///< those with most exposed time first
 };
 
-/// Adds up a rank's traffic while it trains.
+/// Adds up a rank's traffic while it trains, by the host's clock. Steps that are profiled are left out: a
+/// profile (launch/profile_report.h) says more of them.
 class TrafficReport {
  public:
   explicit TrafficReport(Communicator& world) : world_(world) { restart(); }
@@ -42,6 +43,8 @@ class TrafficReport {
   double seconds_ = 0;
 };
 
+/// A halo is a few hundred bytes, a model's gradients are gigabytes.
+std::string format_sent(double bytes);
 std::string format_table(const TrafficSummary& summary);
 /// Throws Error where it cannot be written.
 void write_json(const std::filesystem::path& path, const TrafficSummary& summary);

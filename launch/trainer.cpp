@@ -41,12 +41,16 @@ Trainer::Trainer(Config config, Session& session, Communicator& world)
     : config_(std::move(config)), session_(session), world_(world), traffic_(world) {
   config_.validate_training();
   check_same_configuration(world_, config_);
+  if (config_.log.profile > 0)
+    profiler_ = std::make_unique<Profiler>(config_, world_, session_.context().stream);
+  context_ = session_.context();
+  context_.profile = profiler_ ? profiler_->profile() : nullptr;
   agree(world_, "data", [&] { open_data(); });
   check_same_data(world_, *data_.training, data_.validation.get());
   config_.parallel = resolve_parallel(config_, world_.size());
   if (session_.gpu()) agree(world_, "memory", [&] { check_memory(config_, world_.size(), *session_.gpu()); });
   mesh_ = std::make_unique<Mesh>(world_, config_.parallel);
-  engine_ = std::make_unique<Engine>(config_, place(config_, *mesh_), session_.context());
+  engine_ = std::make_unique<Engine>(config_, place(config_, *mesh_), context_);
   resume();
   if (!config_.checkpoint.path.empty()) prepare_checkpoints(world_, config_.checkpoint);
   agree(world_, "start", [&] {
@@ -59,6 +63,7 @@ Trainer::Trainer(Config config, Session& session, Communicator& world)
   });
   find_peak();
   print_start();
+  if (profiler_) profiler_->plan(state_.step, log_.get());
 }
 
 void Trainer::open_data() {
@@ -271,8 +276,10 @@ void Trainer::run() {
 
   traffic_.restart();
   while (state_.step < steps) {
+    const bool is_profiled = profiler_ && profiler_->begin_step(state_.step);
     const auto start = Clock::now();
     const StepResult result = engine_->step(state_.step, [&](std::int64_t i) {
+      const HostRegion region(context_, "read data");
       const std::int64_t micro_batch = i * mesh_->dp() + mesh_->dp_index();
       return batch(*data_.training, *order_, state_.consumed_sequences + micro_batch * t.micro_batch,
                    t.micro_batch);
@@ -281,7 +288,9 @@ void Trainer::run() {
     state_.consumed_sequences += t.global_batch;
     const double seconds = seconds_since(start);
     training_seconds += seconds, ++trained;
-    if (trained > config_.log.communication_skip)
+    if (is_profiled)
+      profiler_->end_step(), traffic_.restart();
+    else if (trained > config_.log.communication_skip)
       traffic_.add_step(seconds);
     else
       traffic_.restart();
@@ -299,6 +308,8 @@ void Trainer::run() {
                   .resident_bytes = peak_resident_bytes(),
                   .seconds_left = training_seconds / static_cast<double>(trained) *
                                   static_cast<double>(steps - state_.step)});
+    if (profiler_ && !is_profiled && profiler_->is_due())
+      engine_->finish(), traffic_.add_rest(), profiler_->report(), traffic_.restart();
     const bool saves = !config_.checkpoint.path.empty() && due(config_.checkpoint.every),
                validates = data_.validation && due(t.validate_every);
     if (!saves && !validates && state_.step < steps) continue;
@@ -320,6 +331,7 @@ void Trainer::run() {
   }
   if (trained == 0 && log_)
     log_->note(fmt::format("nothing to do: step {} of {} is reached", state_.step, steps));
+  if (profiler_ && profiler_->is_due()) profiler_->report();
   if (trained > 0) report_graphs(), report_communication();
 }
 

@@ -7,6 +7,7 @@
 #include "core/config.h"
 #include "core/metrics.h"
 #include "core/tokens.h"
+#include "launch/profiler.h"
 #include "launch/session.h"
 #include "launch/traffic_report.h"
 #include "parallel/checkpoint.h"
@@ -27,7 +28,7 @@ class Trainer {
   Trainer(Config config, Session& session, Communicator& world);
 
   /// Trains to train.steps, with validation and checkpoints on the way and at the end, and a table of all
-  /// communication. Rank 0 speaks for all.
+  /// communication, and where log.profile asks for it a profile. Rank 0 speaks for all.
   void run();
 
   const Config& config() const { return config_; }
@@ -58,6 +59,8 @@ class Trainer {
   Config config_;
   Session& session_;
   Communicator& world_;
+  std::unique_ptr<Profiler> profiler_;  // of a run that is profiled
+  Context context_;
   Data data_;
   std::optional<SampleOrder> order_;
   std::unique_ptr<Mesh> mesh_;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/lr_schedule.h"
+#include "core/profile.h"
 #include "core/transpoint.h"
 #include "kernels/elementwise.h"
 #include "parallel/degrees.h"
@@ -38,13 +39,17 @@ void Engine::initialise() {
 }
 
 void Engine::add_gradients(const Batches& batches) {
-  fill({.value = 0, .y = sums_}, context_.stream);
-  buckets_.start(context_);
+  {
+    const Region region(context_, "zero gradients");
+    fill({.value = 0, .y = sums_}, context_.stream);
+    buckets_.start(context_);
+  }
   if (micro_batch_)
-    for (std::int64_t i = 0; i < micro_batches(); ++i) micro_batch_->run(batches(i));
+    for (std::int64_t i = 0; i < micro_batches(); ++i) micro_batch_->run(i, batches(i));
   else
     run_schedule(context_, model_, schedule_, batches, sums_.slice(0, 0, 1),
                  {.scale = 1 / tokens(), .events = &buckets_, .is_first = !std::exchange(warm_, true)});
+  const Region region(context_, "gradient sums and norm");
   buckets_.finish();
   // Each token and each parameter counts on one rank only, so sums over all ranks are exact.
   optimizer_.add_squared_norm(context_, sums_.slice(0, 1, 2));
@@ -67,9 +72,13 @@ StepResult Engine::gradients(std::int64_t step, const Batches& batches) {
 }
 
 StepResult Engine::step(std::int64_t step, const Batches& batches) {
+  const Region region(context_, "", {"step", step + 1});
   add_gradients(batches);
   const double lr = learning_rate(config_.optimizer, config_.train.steps, step);
-  optimizer_.step(context_, step, lr, sums_.slice(0, 1, 2), sums_.slice(0, 0, 1));  // nothing unless finite
+  {
+    const Region optimizer(context_, "optimizer");
+    optimizer_.step(context_, step, lr, sums_.slice(0, 1, 2), sums_.slice(0, 0, 1));  // nothing unless finite
+  }
   buckets_.start_gather();
   StepResult result = read(step);
   result.lr = lr;

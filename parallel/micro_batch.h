@@ -19,13 +19,14 @@ class MicroBatch {
   /// also makes their choices; the second captures. A call where other tensors are in use than at the
   /// capture, so that the captured addresses may be theirs, runs kernel by kernel too; where that happens
   /// several times in a row, the next one captures anew.
-  void run(const Batch& batch);
+  /// In a step that is profiled all run kernel by kernel, for regions inside a graph cannot be timed.
+  void run(std::int64_t number, const Batch& batch);
   /// How many calls enqueued a graph, of all.
   std::int64_t replays() const { return replays_; }
   std::int64_t runs() const { return runs_; }
 
  private:
-  void enqueue() const;
+  void enqueue(std::int64_t number) const;
   Context context_;
   const Model& model_;
   View loss_;

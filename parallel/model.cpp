@@ -1,5 +1,6 @@
 #include "parallel/model.h"
 
+#include "core/profile.h"
 #include "kernels/rms_norm.h"
 #include "parallel/layers/aligned_rows.h"
 
@@ -149,6 +150,7 @@ Tensor Model::forward(const Context& context, const Sequence& sequence, const La
 
 Tensor Model::logits(const Context& context, const Tensor& tokens, const Tensor& residual,
                      Saved& saved) const {
+  const Region region(context, "head");
   saved.residual = residual;
   needed(head_range_);
   if (config_.tie_embeddings) needed(embedding_range_);
@@ -168,10 +170,13 @@ Tensor Model::forward(const Context& context, int chunk, const Tensor& tokens, c
   const Stage& stage = placement_.chunk(chunk);
   Tensor residual = input;
   if (stage.is_first) {
+    const Region region(context, "embedding");
     needed(embedding_range_);
     residual = embedding_.forward(context, tokens);
   }
+  std::int64_t number = stage.begin;
   for (const Layer& layer : layers(chunk)) {
+    const Region region(context, layer.is_mixer() ? "mixer forward" : "mlp forward", {"layer", number++});
     needed(layer.parameters);
     LayerSaved kept{residual, {}, {}};
     residual = forward(context, sequence, layer, tokens, s.keep_states, kept);
@@ -182,6 +187,7 @@ Tensor Model::forward(const Context& context, int chunk, const Tensor& tokens, c
 
 Tensor Model::token_losses(const Context& context, const Tensor& logits, const Tensor& targets,
                            Saved* saved) const {
+  const Region region(context, "loss");
   const Tensor loss = context.empty(targets.shape(), context.statistics()),
                lse = context.empty(targets.shape(), context.statistics());
   loss_.forward(context, logits, targets, loss, lse);
@@ -215,6 +221,7 @@ Tensor Model::backward(const Context& context, int chunk, const Tensor& doutput,
   const Stage& stage = placement_.chunk(chunk);
   Tensor dresidual = doutput;
   if (stage.is_last) {
+    const Region region(context, "head and loss backward");
     const std::int64_t tokens = s.tokens.numel();
     loss_.backward(context, s.logits, s.targets, s.lse, scale, s.logits);
     if (!s.normed) s.normed = norm(context, s.residual, tokens, final_norm_);
@@ -228,10 +235,13 @@ Tensor Model::backward(const Context& context, int chunk, const Tensor& doutput,
   const Sequence sequence = this->sequence(s.tokens.dim(1));
   for (std::size_t i = layers(chunk).size(); i-- > 0;) {
     const Layer& layer = layers(chunk)[i];
+    const Region region(context, layer.is_mixer() ? "mixer backward" : "mlp backward",
+                        {"layer", stage.begin + static_cast<std::int64_t>(i)});
     backward(context, sequence, layer, s.tokens, dresidual, s.layers[i]);
     complete(layer.parameters);
   }
   if (!stage.is_first) return dresidual;
+  const Region region(context, "embedding backward");
   embedding_.backward(context, dresidual, s.tokens);
   complete(embedding_range_);
   return {};

@@ -37,6 +37,7 @@ class Model {
     Pack norm;
     std::variant<Mixer, Mlp> inner;
     Range parameters;
+    bool is_mixer() const { return std::holds_alternative<Mixer>(inner); }
   };
   /// What the forward pass of one layer keeps for its backward pass, less what is computed again there.
   struct LayerSaved {

@@ -8,11 +8,13 @@ namespace transmamba {
 
 int train(Process& process, std::vector<std::string> arguments) {
   if (arguments.empty() || is_help(arguments[0]) || arguments[0].starts_with("--"))
-    return print_usage(
-        process,
-        "usage: transmamba train CONFIG [--section.key value ...]\n\nCONFIG is an INI file; keys:\n" +
-            describe_config(),
-        arguments);
+    return print_usage(process,
+                       "usage: transmamba train CONFIG [--profile STEPS] [--section.key value ...]\n\n"
+                       "CONFIG is an INI file; keys:\n" +
+                           describe_config(),
+                       arguments);
+  for (std::string& word : arguments)  // the one key that has a short form
+    if (word == "--profile" || word.starts_with("--profile=")) word.insert(2, "log.");
   const Config config = parse_config(arguments[0], {arguments.begin() + 1, arguments.end()});
   Session session(config.train, process);
   const auto world = session.world(process, static_cast<double>(config.parallel.timeout));

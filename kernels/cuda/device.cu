@@ -3,6 +3,7 @@
 #include "kernels/device.h"
 
 #include <cuda.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include <array>
 #include <cctype>
@@ -254,9 +255,9 @@ void copy(void* to, const void* from, std::int64_t bytes, const Stream& stream) 
         "gpu copy");
 }
 
-Event::Event() {
+Event::Event(bool timed) {
   cudaEvent_t event = nullptr;
-  check_cuda(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "gpu");
+  check_cuda(cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming), "gpu");
   handle_ = event;
 }
 Event::~Event() {
@@ -282,6 +283,14 @@ bool Event::passed() const {
   check_cuda(result, "gpu");
   return true;
 }
+double Event::seconds_since(const Event& earlier) const {
+  float milliseconds = 0;
+  check_cuda(cudaEventElapsedTime(&milliseconds, event_of(earlier.handle_), event_of(handle_)), "gpu");
+  return 1e-3 * static_cast<double>(milliseconds);
+}
+
+void open_range(const std::string& name) { nvtxRangePushA(name.c_str()); }
+void close_range() noexcept { nvtxRangePop(); }
 
 std::unique_ptr<Graph> capture(const Stream& stream, const std::function<void()>& work) {
   const cudaStream_t handle = handle_of(stream);

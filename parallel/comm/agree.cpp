@@ -7,6 +7,40 @@
 #include "core/tensor.h"
 
 namespace transmamba {
+namespace {
+
+/// Communicators carry no bytes: words, the last one filled up.
+Tensor pack(Allocator& memory, const std::string& text) {
+  const std::int64_t words = (static_cast<std::int64_t>(text.size()) + 3) / 4;
+  const Tensor packed(memory, {words}, DType::i32);
+  std::memset(packed.view().raw(), 0, static_cast<std::size_t>(words) * sizeof(std::int32_t));
+  std::memcpy(packed.view().raw(), text.data(), text.size());
+  return packed;
+}
+
+}  // namespace
+
+std::vector<std::string> collect_text(Communicator& group, std::string_view purpose, const std::string& mine,
+                                      Site where) {
+  Allocator memory;  // which MPI may still write to where this call fails
+  const Tensor size(memory, {1}, DType::f64);
+  if (group.rank() > 0) {
+    *size.ptr<double>() = static_cast<double>(mine.size());
+    group.send(purpose, size, 0, 0, where);
+    if (!mine.empty()) group.send(purpose, pack(memory, mine), 0, 0, where);
+    return {};
+  }
+  std::vector<std::string> texts{mine};
+  for (int rank = 1; rank < group.size(); ++rank) {
+    group.receive(purpose, size, rank, 0, where);
+    std::string& text = texts.emplace_back(static_cast<std::size_t>(*size.ptr<double>()), '\0');
+    if (text.empty()) continue;
+    const Tensor packed = pack(memory, text);
+    group.receive(purpose, packed, rank, 0, where);
+    std::memcpy(text.data(), packed.view().raw(), text.size());
+  }
+  return texts;
+}
 
 std::vector<std::string> gather_text(Communicator& group, std::string_view purpose, const std::string& mine,
                                      Site where) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/device.h"
+
 namespace transmamba {
 namespace {
 
@@ -38,6 +40,32 @@ void reduce_onto(std::byte* total, const std::byte* x, DType dtype, std::int64_t
     case DType::bf16: break;
   }
   fail("communicator", "reduction of {}: expected float32, float64 or int32", dtype);
+}
+
+bool is_empty(const Call& call) {
+  if (call.kind == Call::Kind::barrier || call.kind == Call::Kind::exchange) return false;
+  return (call.kind == Call::Kind::send ? call.in : ConstView(call.out)).numel() == 0;
+}
+
+bool is_on_gpu(const Call& call, std::string_view axis) {
+  const auto on_gpu = [](const ConstView& x) { return x && gpu::has_address(x.raw()); };
+  const auto all = [&](const auto& messages) {
+    return std::all_of(messages.begin(), messages.end(), [&](const auto& m) { return on_gpu(m.data); });
+  };
+  switch (call.kind) {
+    case Call::Kind::barrier: return false;
+    case Call::Kind::send: return on_gpu(call.in);
+    case Call::Kind::receive: return on_gpu(call.out);
+    case Call::Kind::exchange:
+      check(all(call.outgoing) && all(call.incoming), axis, "{}: expected GPU memory, got the host's",
+            to_string(call));
+      return true;
+    default: break;
+  }
+  const bool out = on_gpu(call.out);
+  check(call.in.raw() == call.out.raw() || on_gpu(call.in) == out, axis,
+        "{}: expected memory of one kind, got GPU and host", to_string(call));
+  return out;
 }
 
 Fingerprint fingerprint_of(const Call& call, std::int64_t number) {

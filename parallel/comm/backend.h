@@ -37,6 +37,12 @@ void copy_bytes(std::byte* to, const std::byte* from, std::size_t count);
 /// so that their results are equal in every bit.
 void reduce_onto(std::byte* total, const std::byte* x, DType dtype, std::int64_t count, Reduce reduce);
 
+/// Whether a call that is no exchange has no elements; so on every rank.
+bool is_empty(const Call& call);
+/// Whether a call, not empty, is about the GPU's memory. Throws Error where it is about both kinds, and where
+/// an exchange is not: a rank with nothing to say in it could not tell.
+bool is_on_gpu(const Call& call, std::string_view axis);
+
 /// What has to be equal on all ranks of a collective call.
 struct Fingerprint {
   std::uint64_t purpose = 0;  ///< hash

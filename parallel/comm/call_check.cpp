@@ -1,7 +1,6 @@
 #include "parallel/comm/call_check.h"
 
 #include <functional>
-#include <numeric>
 
 #include "parallel/comm/backend.h"
 
@@ -14,13 +13,6 @@ bool overlap(const ConstView& a, const ConstView& b) {
   const std::less<const std::byte*> before;
   return bytes_of(a) > 0 && bytes_of(b) > 0 && before(a.raw(), b.raw() + bytes_of(b)) &&
          before(b.raw(), a.raw() + bytes_of(a));
-}
-
-template <class Messages>
-std::int64_t bytes_of_all(const Messages& messages) {
-  return std::accumulate(
-      messages.begin(), messages.end(), std::int64_t{0},
-      [](std::int64_t sum, const auto& m) { return sum + static_cast<std::int64_t>(bytes_of(m.data)); });
 }
 
 /// The arguments of one call, checked; messages begin with the group's name and end with the call.
@@ -87,20 +79,6 @@ struct Checker {
 
 void check_call(const Call& call, const std::string& axis, int rank, int size, bool takes_bf16) {
   Checker{call, axis, rank, size, takes_bf16}.run();
-}
-
-std::int64_t bytes_sent(const Call& call, int rank, std::int64_t size) {
-  switch (call.kind) {
-    case Kind::all_reduce: return 2 * (size - 1) * static_cast<std::int64_t>(bytes_of(call.out)) / size;
-    case Kind::all_gather: return (size - 1) * static_cast<std::int64_t>(bytes_of(call.in));
-    case Kind::reduce_scatter: return (size - 1) * static_cast<std::int64_t>(bytes_of(call.out));
-    case Kind::broadcast: return call.peer == rank ? static_cast<std::int64_t>(bytes_of(call.out)) : 0;
-    case Kind::exchange: return bytes_of_all(call.outgoing);
-    case Kind::send: return static_cast<std::int64_t>(bytes_of(call.in));
-    case Kind::receive:
-    case Kind::barrier: return 0;
-  }
-  return 0;
 }
 
 const char* to_string(Call::Kind kind) {

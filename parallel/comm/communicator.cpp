@@ -2,21 +2,17 @@
 #include "parallel/comm/communicator.h"
 
 #include <algorithm>
-#include <chrono>
 #include <exception>
 #include <map>
-#include <optional>
 
 #include "parallel/comm/backend.h"
 #include "parallel/comm/call_check.h"
+#include "parallel/comm/timed_call.h"
 
 namespace transmamba {
 namespace {
 
 using Kind = Call::Kind;
-using Clock = std::chrono::steady_clock;
-
-double in_seconds(Clock::duration time) { return std::chrono::duration<double>(time).count(); }
 
 class SelfCommunicator : public Communicator {
  public:
@@ -61,45 +57,6 @@ void Pending::finish() noexcept {
   work_.reset();
 }
 
-/// A call whose time is measured.
-class Communicator::Timed : public Pending::Work {
- public:
-  Timed(std::unique_ptr<Work> inner, const Communicator& of, const Call& call, std::int64_t bytes,
-        Clock::time_point start)
-      : inner_(std::move(inner)), recorder_(of.recorder_), axis_(of.axis_), purpose_(call.purpose) {
-    bytes_ = bytes, start_ = start, exposed_ = Clock::now() - start;
-  }
-  void wait() override {
-    const auto begin = Clock::now();
-    if (inner_) inner_->wait();
-    if (!end_) end_ = Clock::now(), exposed_ += *end_ - begin;
-    recorder_->add(axis_, purpose_,
-                   {.calls = 1,
-                    .bytes = bytes_,
-                    .seconds = in_seconds(*end_ - start_),
-                    .exposed = in_seconds(exposed_)});
-  }
-  bool poll() override {
-    if (end_) return true;
-    const auto begin = Clock::now();
-    const bool done = !inner_ || inner_->poll();
-    const auto now = Clock::now();
-    exposed_ += now - begin;
-    if (done) end_ = now;
-    return done;
-  }
-
- private:
-  std::unique_ptr<Work> inner_;
-  std::shared_ptr<Recorder> recorder_;
-  std::string axis_;
-  std::string_view purpose_;
-  std::int64_t bytes_ = 0;
-  Clock::time_point start_;
-  Clock::duration exposed_{};
-  std::optional<Clock::time_point> end_;
-};
-
 /// The nth message of a tag is for the nth receive of that tag.
 struct Communicator::OwnMessages {
   struct Box {
@@ -131,6 +88,7 @@ struct Communicator::OwnMessages {
 Communicator::Communicator(std::string axis, int rank, int size, std::shared_ptr<Recorder> recorder)
     : recorder_(recorder ? std::move(recorder) : std::make_shared<Recorder>()),
       axis_(std::move(axis)),
+      group_(axis_),
       rank_(rank),
       size_(size),
       own_messages_(std::make_shared<OwnMessages>()) {}
@@ -152,8 +110,14 @@ Pending Communicator::begin(const Call& call) {
       copy_bytes(call.out.raw(), call.in.raw(), bytes_of(call.out));
     return {};
   }
-  const auto begin = Clock::now();
-  return Pending(std::make_unique<Timed>(start(call), *this, call, bytes_sent(call, rank_, size_), begin));
+  return begin_timed(call);
+}
+
+Pending Communicator::begin_timed(Call call) {
+  auto timed = std::make_unique<TimedCall>(*this, recorder_, call);
+  call.span = timed->span();
+  timed->started(start(call));
+  return Pending(std::move(timed));
 }
 
 Pending Communicator::begin_exchange(Call call) {
@@ -178,8 +142,7 @@ Pending Communicator::begin_exchange(Call call) {
   if (size(own_in) > 0) copy_own(own_in.raw(), own_out.raw(), size(own_in));
   if (size_ == 1) return {};
   call.outgoing = outgoing, call.incoming = incoming;
-  const auto begin = Clock::now();
-  return Pending(std::make_unique<Timed>(start(call), *this, call, bytes_sent(call, rank_, size_), begin));
+  return begin_timed(call);
 }
 
 Pending Communicator::begin_own_message(const Call& call) {
@@ -292,7 +255,9 @@ std::unique_ptr<Communicator> Communicator::split(std::string axis, int color, i
   });
   const int split = splits_++;
   if (members.size() == 1) return self_communicator(std::move(axis), recorder_);
-  return make_split(std::move(axis), members, split);
+  auto made = make_split(std::move(axis), members, split);
+  made->group_ = fmt::format("{}/{}.{}", group_, split, color);
+  return made;
 }
 
 std::unique_ptr<Communicator> self_communicator(std::string axis, std::shared_ptr<Recorder> recorder) {

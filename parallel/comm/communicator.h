@@ -5,6 +5,7 @@
 //   parallel/comm/mpi.{h,cpp}           MPI
 //   parallel/comm/nccl.{h,cpp}          NCCL, for the GPU's memory, beside MPI for the host's
 //   parallel/comm/recorder.{h,cpp}      counts of calls, bytes and seconds, by axis and purpose
+//   parallel/comm/timed_call.{h,cpp}    who tells it, and where a run is profiled core/profile.h
 //
 // All ranks of a group make the same collective calls in the same order. Where they do not, every rank of the
 // group throws an Error that names both calls and where they stand in the source.
@@ -29,6 +30,8 @@
 #include "parallel/comm/recorder.h"
 
 namespace transmamba {
+
+struct CallSpan;
 
 enum class Reduce : std::uint8_t { sum, max };
 
@@ -79,7 +82,8 @@ struct Call {
   std::span<const Outgoing> outgoing = {};  ///< of exchange; only valid during start()
   std::span<const Incoming> incoming = {};
   Site where = {};
-  bool blocking = false;  ///< whoever makes it waits for its end at once
+  bool blocking = false;     ///< whoever makes it waits for its end at once
+  CallSpan* span = nullptr;  ///< where a run is profiled: for an implementation that hands the call to a GPU
 };
 const char* to_string(Call::Kind kind);
 /// "all_gather of 128 bytes (32 float32) for tokens at parallel/layers/x.cpp:12"
@@ -130,7 +134,8 @@ class Communicator {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
-  const std::string& axis() const { return axis_; }  ///< its name: "tp", "world", ..
+  const std::string& axis() const { return axis_; }    ///< its name: "tp", "world", ..
+  const std::string& group() const { return group_; }  ///< the same on its ranks, and on no others
   Recorder& recorder() const { return *recorder_; }
 
   // Every call has a form that returns at once and a form that waits.
@@ -213,13 +218,13 @@ class Communicator {
   std::shared_ptr<Recorder> recorder_;
 
  private:
-  class Timed;
   struct OwnMessages;
   Pending begin(const Call& call);
+  Pending begin_timed(Call call);
   void run(Call call);
   Pending begin_exchange(Call call);
   Pending begin_own_message(const Call& call);
-  std::string axis_;
+  std::string axis_, group_;
   int rank_, size_, splits_ = 0;
   std::shared_ptr<OwnMessages> own_messages_;  ///< to itself
 };

@@ -56,36 +56,10 @@ class NcclCommunicator : public Communicator {
   std::unique_ptr<Pending::Work> start(const Call& call) override {
     if (engine_->error) throw Error(*engine_->error);
     if (is_empty(call)) return nullptr;  // on every rank, whatever its address
-    if (!is_on_gpu(call)) return start_on(*host_, call);
+    if (!is_on_gpu(call, axis())) return start_on(*host_, call);
     if (call.kind == Kind::exchange && call.outgoing.empty() && call.incoming.empty()) return nullptr;
     const bool is_message = call.kind == Kind::send || call.kind == Kind::receive;
     return (is_message ? message_queue(call) : calls_).run(call);
-  }
-
-  static bool is_empty(const Call& call) {
-    if (call.kind == Kind::barrier || call.kind == Kind::exchange) return false;
-    return (call.kind == Kind::send ? call.in : ConstView(call.out)).numel() == 0;
-  }
-
-  bool is_on_gpu(const Call& call) const {
-    const auto on_gpu = [](const ConstView& x) { return x && gpu::has_address(x.raw()); };
-    const auto all = [&](const auto& messages) {
-      return std::all_of(messages.begin(), messages.end(), [&](const auto& m) { return on_gpu(m.data); });
-    };
-    switch (call.kind) {
-      case Kind::barrier: return false;
-      case Kind::send: return on_gpu(call.in);
-      case Kind::receive: return on_gpu(call.out);
-      case Kind::exchange:
-        check(all(call.outgoing) && all(call.incoming), axis(), "{}: expected GPU memory, got the host's",
-              to_string(call));
-        return true;
-      default: break;
-    }
-    const bool out = on_gpu(call.out);
-    check(call.in.raw() == call.out.raw() || on_gpu(call.in) == out, axis(),
-          "{}: expected memory of one kind, got GPU and host", to_string(call));
-    return out;
   }
 
   NcclQueue& message_queue(const Call& call) const {

@@ -118,13 +118,15 @@ void State::abort() {
 }
 
 NcclFlight::NcclFlight(std::shared_ptr<State> of, const Call& made)
-    : engine(std::move(of)), call(made), event(engine->take_event()) {
-  call.outgoing = {}, call.incoming = {};
+    : engine(std::move(of)), call(made), span(made.span), event(engine->take_event()) {
+  call.outgoing = {}, call.incoming = {}, call.span = nullptr;  // which live shorter
 }
 NcclFlight::~NcclFlight() { engine->events.push_back(std::move(event)); }
 
 void NcclFlight::order() {
-  if (!std::exchange(ordered, true)) event.hold(engine->compute);
+  if (std::exchange(ordered, true)) return;
+  if (span) span->is_awaited_by(engine->compute);
+  event.hold(engine->compute);
 }
 
 NcclQueue::NcclQueue(std::shared_ptr<State> engine, std::string axis, ncclComm_t comm)
@@ -161,12 +163,16 @@ std::unique_ptr<Pending::Work> NcclQueue::run(const Call& call) {
   auto flight = std::make_shared<NcclFlight>(engine_, call);
   if (call.blocking) {
     if (beside_) beside_->order(), beside_.reset();
+    if (call.span) call.span->begins_in(engine_->compute);
     make(call, engine_->compute);
+    if (call.span) call.span->ends_on(engine_->compute);
     flight->event.record(engine_->compute);
     flight->ordered = true;
   } else {
     flight->event.record(engine_->compute), flight->event.hold(stream_);
+    if (call.span) call.span->begins_on(stream_);
     make(call, stream_);
+    if (call.span) call.span->ends_on(stream_);
     flight->event.record(stream_);
     beside_ = flight;
   }

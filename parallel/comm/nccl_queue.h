@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/profile.h"
 #include "kernels/device.h"
 #include "parallel/comm/nccl.h"
 
@@ -46,6 +47,7 @@ struct NcclFlight {
   void order();  ///< what the compute stream gets from now on begins after it
   const std::shared_ptr<NcclEngine::State> engine;
   Call call;
+  CallSpan* const span;  // of a step that is profiled; lives as long as whoever waits for the call
   gpu::Event event;      // after it
   bool ordered = false;  // before what the compute stream gets now
 };

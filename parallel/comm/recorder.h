@@ -10,6 +10,8 @@
 
 namespace transmamba {
 
+class Profile;
+
 /// Of one rank. Bytes are those that this rank sends to others in the best algorithm (of n ranks): all_gather
 /// (n - 1) mine, reduce_scatter (n - 1) / n all, all_reduce 2 (n - 1) / n x, broadcast x at the root,
 /// exchange and send what goes to others. `seconds` run from start to completion as seen by the call's own
@@ -27,6 +29,9 @@ class Recorder {
   std::map<Key, Traffic> table() const;
   Traffic total(std::string_view purpose) const;  ///< over all axes
   void reset();
+  /// Where a run is profiled its calls go there too; null: nowhere. Must outlive them.
+  void set_profile(Profile* profile) { profile_ = profile; }
+  Profile* profile() const { return profile_; }
 
  private:
   struct Less {  // finds a key without making strings: thousands of calls a step pass here
@@ -38,6 +43,7 @@ class Recorder {
   };
   mutable std::mutex mutex_;
   std::map<Key, Traffic, Less> table_;
+  Profile* profile_ = nullptr;
 };
 
 }  // namespace transmamba

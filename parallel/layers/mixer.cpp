@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "core/profile.h"
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/qkv_conv.h"
@@ -69,6 +70,7 @@ std::vector<Mixer::Run> Mixer::runs(const Sequence& sequence) const {
 
 Mixer::Projections Mixer::project(const Context& context, const Tensor& u, std::int64_t b,
                                   std::int64_t t) const {
+  const Region region(context, "project");
   Projections s;
   s.projected = aligned_rows(context, {b, t, projected_width()});
   s.dt = context.empty({b, t, heads_}, context.statistics());
@@ -80,6 +82,7 @@ Mixer::Projections Mixer::project(const Context& context, const Tensor& u, std::
 void Mixer::gather_halo(const Context& context, const Sequence& sequence, Projections& in) const {
   const std::int64_t width = conv_width_ - 1, segments = static_cast<std::int64_t>(sequence.mine().size());
   if (sequence.parts().size() == 1 || width == 0) return;
+  const Region region(context, "conv halo");
   in.halo = context.empty({in.projected.dim(0), segments * width, channels()});
   fill({.value = 0, .y = in.halo}, context.stream);
   halo_exchange(sequence, width)
@@ -105,6 +108,7 @@ void Mixer::convolve(const Context& context, const Projections& in, const Run& r
 
 void Mixer::convolve(const Context& context, const Sequence& sequence, bool keep_states,
                      Projections& in) const {
+  const Region region(context, "convolve");
   const std::int64_t b = in.projected.dim(0), cut = sequence.tokens_before(transpoint_);
   const std::vector<Run> all = runs(sequence);
   in.qkv = context.empty({b, sequence.tokens(), channels()});
@@ -142,6 +146,7 @@ void Mixer::summarise(const Context& context, const Projections& in, std::int64_
 }
 
 Summaries Mixer::summaries(const Context& context, const Sequence& sequence, const Projections& in) const {
+  const Region region(context, "summarise");
   const Summaries mine(context, sequence.max_parts(), in.dt.dim(0), heads_, n_, p_);
   const std::vector<Run> all = runs(sequence);
   for (std::size_t i = 0; i < all.size(); ++i)
@@ -174,6 +179,7 @@ void Mixer::scan(const Context& context, const Sequence& sequence, Saved& s) con
 
 void Mixer::attend(const Context& context, const Sequence& sequence, const PrefixKeys& keys,
                    const Saved& s) const {
+  const Region region(context, "attend");
   for (const Run& run : runs(sequence)) {
     const std::int64_t seen = run.position + run.cut - run.begin;
     if (run.begin < run.cut)
@@ -193,6 +199,7 @@ std::int64_t Mixer::first_gated(std::int64_t cut, std::int64_t tokens) const {
 
 Tensor Mixer::gate_and_norm(const Context& context, const Tensor& y, const Projections& in,
                             std::int64_t cut) const {
+  const Region region(context, "gate and norm");
   const std::int64_t t = y.dim(1), gated = first_gated(cut, t);
   const View weight = norm_weight_.value().split(0, p_);
   const Tensor normed = context.empty(y.shape());
@@ -238,18 +245,20 @@ void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& 
   if (sequence.parts().size() > 1 && (transpoint_ < sequence.length() || s.keep_states))
     handoff.emplace(context, sequence, summaries(context, sequence, s.in), "state handoff");
   keys.finish(context);
-  attend(context, sequence, keys, s);
+  if (cut > 0) attend(context, sequence, keys, s);
 
-  // Convert at P, and scan from P on.
-  if (handoff) s.entering = handoff->combine(context);
-  scan(context, sequence, s);
-
+  {  // Convert at P, and scan from P on.
+    const Region region(context, "convert and scan");
+    if (handoff) s.entering = handoff->combine(context);
+    scan(context, sequence, s);
+  }
   s.normed = gate_and_norm(context, s.y, s.in, cut);
 }
 
 void Mixer::forward(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t b,
                     ConstView residual, View output, Saved& s) const {
   mix(context, sequence, u, b, s);
+  const Region region(context, "out");
   out_.forward(context, s.normed.merge(2).merge(0), residual, output);
 }
 

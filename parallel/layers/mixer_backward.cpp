@@ -1,5 +1,6 @@
 // The backward pass of mixer.cpp: its steps in reverse. Each exchange between ranks is the conjugate of the
 // forward pass's. Memory is freed when its last reader is done (parallel/plan/memory.cpp counts on that).
+#include "core/profile.h"
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/qkv_conv.h"
@@ -14,6 +15,7 @@ namespace transmamba {
 
 void Mixer::gate_and_norm_backward(const Context& context, const Tensor& dnormed, const Saved& s,
                                    std::int64_t cut, const Projections& d) const {
+  const Region region(context, "gate and norm backward");
   const std::int64_t t = s.y.dim(1), gated = first_gated(cut, t);
   const Tensor dz = gate_view(d.projected);
   const View weight = norm_weight_.value().split(0, p_), dweight = norm_weight_.grad().split(0, p_);
@@ -42,6 +44,7 @@ void Mixer::gate_and_norm_backward(const Context& context, const Tensor& dnormed
 void Mixer::attend_backward(const Context& context, const Sequence& sequence, const Tensor& dy,
                             const Saved& s, const Projections& d) const {
   if (transpoint_ == 0) return;
+  const Region region(context, "attend backward");
   const std::int64_t cut = sequence.tokens_before(transpoint_);
   // Into where the convolution's backward pass turns them back.
   const Tensor dq = head_view(d.qkv, 0), dk = attended_keys(d, cut),
@@ -90,6 +93,7 @@ void Mixer::summarise_backward(const Context& context, const Saved& s, std::int6
 
 void Mixer::scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Saved& s,
                           const Projections& d) const {
+  const Region region(context, "convert and scan backward");
   const std::vector<Run> all = runs(sequence);
   Summaries direct;  // gradients of the entering states by the segments' own tokens
   if (s.entering) direct = Summaries(context, sequence.max_parts(), dy.dim(0), heads_, n_, p_);
@@ -136,6 +140,7 @@ void Mixer::scan_backward(const Context& context, const Sequence& sequence, cons
 
 void Mixer::convolve_backward(const Context& context, const Sequence& sequence, const Projections& in,
                               const Projections& d) const {
+  const Region region(context, "convolve backward");
   const std::vector<Run> all = runs(sequence);
   const std::int64_t width = conv_width_ - 1;
   const Tensor x = conv_view(in.projected), dx = conv_view(d.projected);
@@ -170,7 +175,10 @@ Tensor Mixer::backward(const Context& context, const Sequence& sequence, const T
   // Through the output projection, the norm and the gate.
   if (!s.normed) s.normed = gate_and_norm(context, s.y, s.in, cut);
   Tensor dy = context.empty(s.y.shape());
-  out_.backward(context, dout, s.normed.merge(2).merge(0), dy.merge(2).merge(0));
+  {
+    const Region region(context, "out backward");
+    out_.backward(context, dout, s.normed.merge(2).merge(0), dy.merge(2).merge(0));
+  }
   s.normed = Tensor();
   Projections d;
   d.projected = aligned_rows(context, {b, t, projected_width()});
@@ -190,6 +198,7 @@ Tensor Mixer::backward(const Context& context, const Sequence& sequence, const T
   // Through the convolution, the softplus and the input projections.
   convolve_backward(context, sequence, s.in, d);
   d.qkv = d.k_rotated = Tensor();
+  const Region region(context, "project backward");
   step_size_backward({.ddt = d.dt, .dt = s.in.dt, .draw = step_view(d.projected), .dbias = dt_bias_.grad()},
                      context.stream);
   s.in = {}, d.dt = Tensor();

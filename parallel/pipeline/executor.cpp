@@ -5,6 +5,7 @@
 #include <map>
 #include <utility>
 
+#include "core/profile.h"
 #include "kernels/elementwise.h"
 
 namespace transmamba {
@@ -66,6 +67,9 @@ class Run {
   }
   int neighbour(int step) const { return (mesh_.pp().rank() + step + mesh_.pp().size()) % mesh_.pp().size(); }
 
+  Label chunk_label(const Action& a) const {
+    return schedule_.chunks > 1 ? Label{"chunk", a.chunk} : Label{};
+  }
   Flight& flight(const Action& a) {
     const auto [found, is_new] = flights_.try_emplace(a.micro_batch);
     if (is_new) {
@@ -106,6 +110,7 @@ class Run {
 
   void forward(const Action& a, const Tensor& input) {
     Flight& f = flight(a);
+    const Region region(context_, "forward", {"micro-batch", a.micro_batch}, chunk_label(a));
     const bool keeps = schedule_.has_backward || options_.observe;
     Model::Saved* saved = keeps ? &f.saved[a.chunk] : nullptr;
     if (options_.observe) saved->keep_states = true;
@@ -122,6 +127,7 @@ class Run {
 
   void backward(const Action& a, const Tensor& doutput) {
     Flight& f = flight(a);
+    const Region region(context_, "backward", {"micro-batch", a.micro_batch}, chunk_label(a));
     std::int64_t& done = backwards_[static_cast<std::size_t>(a.chunk)];
     const bool is_last = ++done == schedule_.micro_batches;
     const Tensor dinput = model_.backward(context_, a.chunk, doutput, options_.scale, f.saved.at(a.chunk),

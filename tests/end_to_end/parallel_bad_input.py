@@ -60,7 +60,7 @@ bad_apart(*apart, "data.path = tokens.h5", "ranks 0 and 1", "different")
 # ---- machine files
 machine = lambda path: ["--parallel.machine", path, *keys("cp=2")]
 Path("prose.json").write_text("Call me Ishmael.\n")
-Path("part.json").write_text(json.dumps({"version": 2, "name": "part", "measured_on": "nothing", "dtype": "float32"}))
+Path("part.json").write_text(json.dumps({"version": 3, "name": "part", "measured_on": "nothing", "dtype": "float32"}))
 bad(2, [*train, *machine("absent.json")], "absent.json")
 bad(2, [*train, *machine("prose.json")], "prose.json")
 bad(2, [*train, *machine("part.json")], "part.json", "is missing", "transmamba bench --quick")

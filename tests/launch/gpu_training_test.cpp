@@ -1,10 +1,12 @@
-// Training on a GPU in bfloat16: captured graphs against kernel by kernel, and memory against what a plan
-// says.
+// Training on a GPU in bfloat16: captured graphs against kernel by kernel, profiled steps against others, and
+// memory against what a plan says.
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <cstring>
+#include <map>
 
+#include "core/profile.h"
 #include "kernels/elementwise.h"
 #include "launch/session.h"
 #include "parallel/plan/plan.h"
@@ -37,7 +39,8 @@ class TrainingRun {
         session(config.train),
         world_(self_communicator()),
         mesh_(*world_, config.parallel),
-        engine(config_, place(config_, mesh_), session.context()) {
+        profile(session.context().stream),
+        engine(config_, place(config_, mesh_), profiled(session.context())) {
     engine.initialise();
   }
   StepResult step(std::int64_t step) {
@@ -70,9 +73,14 @@ class TrainingRun {
   Mesh mesh_;
 
  public:
+  Profile profile;
   Engine engine;
 
  private:
+  Context profiled(Context context) {
+    context.profile = &profile;
+    return context;
+  }
   Batch batch(std::int64_t step, std::int64_t micro_batch) const {
     const Shape shape{config_.train.micro_batch, config_.train.seq_len};
     const Context& context = session.context();
@@ -161,6 +169,61 @@ TEST_F(GpuTraining, AnEvaluationBetweenStepsChangesNothing) {
 constexpr const char* kLarger =
     "[model]\nvocab_size = 8192\nhidden_size = 1024\nnum_heads = 16\nnum_layers = 8\nffn_hidden_size = 2816\n"
     "transpoints = 0,1024,2048,T\n[train]\nseq_len = 4096\nmicro_batch = 2\nglobal_batch = 4\nsteps = 2\n";
+
+TEST_F(GpuTraining, AProfiledStepRunsWithoutGraphsAndChangesNoBit) {
+  std::int64_t done = 0;
+  const Outcome profiled = train({}, [&](TrainingRun& run) {
+    if (++done == 1) run.profile.begin(), run.profile.record();  // the second step
+    if (done == 2) run.profile.pause(), run.profile.end();
+  });
+  EXPECT_EQ(profiled.runs, 12);
+  EXPECT_EQ(profiled.replays, 3 + 0 + 4);
+  expect_same(train({}), profiled);
+}
+
+TEST_F(GpuTraining, AProfiledStepIsWhatItsRegionsAddUpTo) {
+  TrainingRun run(on_gpu(kLarger, {}));
+  run.step(0);  // kernels make their choices
+  run.profile.begin();
+  run.profile.record();
+  const double before = Profile::now();
+  run.step(1);
+  const double after = Profile::now();
+  run.profile.pause();
+  run.profile.end();
+  const std::vector<RegionSpan>& regions = run.profile.regions();
+  const RegionSpan& step = regions.at(0);
+  EXPECT_EQ(name_of(step), "step 2");
+  constexpr double kTied = 1e-4;  // the GPU's clock to the host's
+  EXPECT_GT(step.begin.seconds, before - kTied);
+  EXPECT_LT(step.end.seconds, after + kTied);
+  EXPECT_GT(step.seconds(), 0.9 * (after - before));
+  double own = 0, layers = 0;
+  std::map<std::string, int> count;
+  std::map<std::string, double> seconds;
+  for (const RegionSpan& r : regions) {
+    ++count[r.family], seconds[r.family] += r.own();
+    EXPECT_LE(r.begin.seconds, r.end.seconds) << name_of(r);
+    EXPECT_GE(r.own(), -1e-6) << name_of(r);
+    EXPECT_EQ(r.exposed, 0) << name_of(r);
+    own += r.own();
+    if (name_of(r).starts_with("layer ")) layers += r.seconds();
+    if (r.parent < 0) continue;
+    const RegionSpan& parent = regions[static_cast<std::size_t>(r.parent)];
+    EXPECT_LE(parent.begin.seconds, r.begin.seconds + 1e-6) << name_of(r) << " in " << name_of(parent);
+    EXPECT_LE(r.end.seconds, parent.end.seconds + 1e-6) << name_of(r) << " in " << name_of(parent);
+  }
+  for (const auto& [family, own_seconds] : seconds)
+    fmt::print("{:<28} {:>4} {:>8.3f} ms\n", family, count[family], 1e3 * own_seconds);
+  EXPECT_NEAR(own / step.seconds(), 1, 1e-3);
+  EXPECT_GT(step.nested, 0.9 * step.seconds());  // little lies outside of all regions
+  EXPECT_GT(layers, 0.5 * step.seconds());
+  for (const char* family : {"mixer forward", "mixer backward", "mlp forward", "mlp backward"})
+    EXPECT_EQ(count[family], 2 * 4) << family;  // micro-batches, layers
+  EXPECT_EQ(count["convert and scan"], 2 * 4);
+  EXPECT_EQ(count["attend"], 2 * 3);  // not where P = 0
+  EXPECT_EQ(count["optimizer"], 1);
+}
 
 struct Case {
   const char* name;
