@@ -53,7 +53,8 @@ struct Test {
   }
   void check_behind() const {
     const CallSpan &front = call("in front", "all_reduce"), &c = call("behind", "all_reduce");
-    check(front.exposed > 0.5 * seconds(front) && c.exposed == seconds(c), "profile",
+    const double off = std::abs(c.exposed - seconds(c));  // both on rank 0's clock, which is a product
+    check(front.exposed > 0.5 * seconds(front) && off < 1e-3 * seconds(c), "profile",
           "expected to wait for both, got {} of {} s and {} of {} s", front.exposed, seconds(front),
           c.exposed, seconds(c));
     check(c.begin.seconds > front.end.seconds - 5e-6, "profile", "from {}, after one that ends at {}",
