@@ -75,7 +75,6 @@ ChildResult run_child(const std::vector<std::string>& words, const std::filesyst
   check(!program.empty(), kWhere, "there is no program {} to start", words[0]);
   std::vector<char*> pointers;
   pointers.reserve(words.size() + 1);
-  pointers.reserve(words.size() + 1);
   for (const std::string& word : words) pointers.push_back(const_cast<char*>(word.c_str()));
   pointers.push_back(nullptr);
   const int out = open_for_child(output), err = open_for_child(errors);

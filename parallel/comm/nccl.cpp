@@ -160,7 +160,7 @@ void NcclEngine::look(double seconds) {
   std::string calls;
   for (const NcclQueue* queue : state.queues)
     if (const Call* const call = queue->oldest())
-      calls += fmt::format("\n  {} of group {}", to_string(*call), queue->axis());
+      calls += fmt::format("{} {} of group {}", calls.empty() ? "" : ";", to_string(*call), queue->axis());
   state.break_with(fmt::format("[nccl] rank {} has waited {} s for the GPU, and none of these has ended:{}",
                                state.rank, state.timeout, calls));
 }

@@ -42,9 +42,10 @@ MeshChoice plan_quickly(const Config& config, int ranks, const Machine& machine,
 }
 
 const ContextLayout& MeshSearch::layout(const Config& config) {
-  const auto [at, is_new] = layouts_.try_emplace({config.train.seq_len, config.parallel.cp});
-  if (is_new) at->second = plan_layout(config, machine_);
-  return at->second;
+  const std::array key{config.train.seq_len, config.parallel.cp, config.parallel.tp};
+  const auto found = layouts_.find(key);
+  return found != layouts_.end() ? found->second
+                                 : layouts_.emplace(key, plan_layout(config, machine_)).first->second;
 }
 
 std::optional<MeshChoice> MeshSearch::fastest(const Config& config, int ranks, std::string& problem) {

@@ -1,6 +1,7 @@
 // The mesh that a plan predicts to be the fastest.
 #pragma once
 
+#include <array>
 #include <map>
 #include <optional>
 #include <string>
@@ -40,7 +41,7 @@ class MeshSearch {
   const ContextLayout& layout(const Config& config);
   const Machine& machine_;
   SearchBounds bounds_;
-  std::map<std::pair<std::int64_t, std::int64_t>, ContextLayout> layouts_;  // by length and cp
+  std::map<std::array<std::int64_t, 3>, ContextLayout> layouts_;  // by length, cp and tp
 };
 
 }  // namespace transmamba

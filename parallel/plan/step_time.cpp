@@ -53,16 +53,17 @@ std::size_t most_segments(const ContextLayout& layout) {
 
 /// Of a mixer or an MLP, whose first product is d to `in` wide on a rank and its last `out` to d: tokens are
 /// gathered for the first, in backward too, and there once more for one that is done again. Of the products
-/// of tp runs one is beside a transfer (parallel/layers/token_shard.h); in backward the first layer's are
-/// whole.
+/// of tp runs all but one are beside transfers (parallel/layers/token_shard.h); in backward all of the first
+/// layer's.
 Seconds layer_tp_seconds(const RankShare& share, double in, double out) {
   const Config& c = share.config;
   const double tokens = rank_tokens(c), d = real(c.model.hidden_size), tp = real(c.parallel.tp);
   const TokenTransfers moves(share);
   const Machine& m = share.machine;
-  const double gathered = moves.besides(moves.gather, m.gemm(tokens, in, d) / tp);
-  Seconds seconds{gathered + moves.besides(moves.scatter, m.gemm(tokens, d, out) / tp),
-                  moves.besides(moves.gather, m.gemm(tokens, out, d) / tp) +
+  const double beside = (tp - 1) / tp;
+  const double gathered = moves.besides(moves.gather, beside * m.gemm(tokens, in, d));
+  Seconds seconds{gathered + moves.besides(moves.scatter, beside * m.gemm(tokens, d, out)),
+                  moves.besides(moves.gather, beside * m.gemm(tokens, out, d)) +
                       moves.besides(moves.gather, m.gemm(tokens, d, in)) +
                       moves.besides(moves.scatter, m.gemm(in, d, tokens))};
   if (again(c) == Recompute::full) seconds.backward += gathered;
@@ -148,7 +149,7 @@ LayerTime head_time(const RankShare& share) {
   const double product = share.machine.gemm(rank_tokens(c), real(c.model.vocab_size) / real(c.parallel.tp),
                                             real(c.model.hidden_size));
   return {head_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c)),
-          {moves.besides(moves.gather, product / real(c.parallel.tp)),
+          {moves.besides(moves.gather, product * (1 - 1 / real(c.parallel.tp))),
            moves.besides(moves.gather, product) + moves.besides(moves.scatter, product)},
           {}};
 }

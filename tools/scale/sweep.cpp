@@ -40,7 +40,7 @@ void make_short(Config& c, const ScaleOptions& o) {
   c.data.validation_path.clear();
   c.checkpoint = {};
   c.optimizer.warmup_steps = std::min(c.optimizer.warmup_steps, o.steps);
-  c.log.every = 1;
+  c.log.every = 1, c.log.profile = 0, c.log.profile_path.clear();
   c.log.communication_skip = o.warmup;
 }
 
