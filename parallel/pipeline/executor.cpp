@@ -101,7 +101,7 @@ class Run {
     const bool is_forward = a.kind == Action::Kind::forward;
     const int earlier = stage_index(a) - (is_forward ? 0 : 1);
     // Sends of long ago are done, and their buffers can go. On a GPU its stream waits for them here, which
-    // check_schedule() proves harmless.
+    // check_schedule() proves harmless (of receives as they are but in a first run).
     while (sent_.size() > 2 * static_cast<std::size_t>(schedule_.chunks)) sent_.pop_front();
     Pending pending = mesh_.pp().start_send(lane_of(is_forward).purpose, data,
                                             neighbour(lane_of(is_forward).step), tag(a, earlier));
