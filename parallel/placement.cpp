@@ -6,6 +6,7 @@
 
 #include "core/transpoint.h"
 #include "parallel/context/balance.h"
+#include "parallel/degrees.h"
 #include "parallel/plan/step_time.h"
 
 namespace transmamba {
@@ -75,11 +76,16 @@ ContextLayout plan_layout(const Config& c, const Machine& machine) {
 
 std::vector<Stage> plan_stages(const Config& c, const Machine& machine, const ContextLayout& layout) {
   const RankShare share{c, machine, layout};
-  std::vector<double> cost;
+  PipelineLoad load;
   for (const LayerTime& layer : layer_times(share, resolve_transpoints(c.model, c.train.seq_len)))
-    cost.push_back(layer.total().total());
-  return partition(cost, embedding_time(share).total().total(), head_time(share).total().total(),
-                   c.parallel.pp * c.parallel.virtual_stages);
+    load.layer.push_back(layer.total());
+  load.embedding = embedding_time(share).total();
+  load.head = head_time(share).total();
+  load.transfer = transfer_time(share);
+  load.pp = static_cast<int>(c.parallel.pp);
+  load.chunks = static_cast<int>(c.parallel.virtual_stages);
+  load.micro_batches = micro_batches(c, c.parallel);
+  return quickest_partition(load);
 }
 
 Placement place(const Config& config, const Mesh& mesh) {

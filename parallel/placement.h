@@ -31,7 +31,7 @@ Machine machine_of(const Config& config);
 /// Segments of each cp rank, by parallel.cp_layout and parallel.cp_chunk.
 ContextLayout plan_layout(const Config& config, const Machine& machine);
 /// Layers of each of pp * virtual_stages virtual stages (stage s on rank s % pp), by what layers, embedding
-/// and head take on the busiest rank of `layout`.
+/// and head take on the busiest rank of `layout`, for a short step. `config.parallel` is resolved.
 std::vector<Stage> plan_stages(const Config& config, const Machine& machine, const ContextLayout& layout);
 
 /// Both, for a resolved configuration with the degrees of `mesh`.

@@ -94,17 +94,23 @@ Plan make_plan(const Config& config, int ranks, const Machine& machine) {
 }
 
 Plan make_plan(const Config& config, int ranks, const Machine& machine, const ContextLayout& layout) {
+  Config resolved = config;
+  resolved.parallel = resolve_parallel(config, ranks);
+  return make_plan(resolved, machine, layout, plan_stages(resolved, machine, layout));
+}
+
+Plan make_plan(const Config& config, const Machine& machine, const ContextLayout& layout,
+               const std::vector<Stage>& stages) {
   check_vocabulary(config);
   Plan plan;
   plan.config = config;
-  plan.config.parallel = resolve_parallel(config, ranks);
-  plan.ranks = ranks;
   plan.machine = machine;
   const Config& c = plan.config;
   const ParallelConfig& p = c.parallel;
+  plan.ranks = static_cast<int>(p.tp * p.cp * p.dp * p.pp);
   plan.transpoints = resolve_transpoints(c.model, c.train.seq_len);
   plan.layout = layout;
-  plan.stages = plan_stages(c, machine, plan.layout);
+  plan.stages = stages;
   const RankShare share{c, machine, plan.layout};
   const std::vector<LayerTime> layers = layer_times(share, plan.transpoints);
   std::vector<double> forward, backward;
@@ -119,10 +125,7 @@ Plan make_plan(const Config& config, int ranks, const Machine& machine, const Co
   }
   plan.schedule = one_forward_one_backward(static_cast<int>(p.pp), static_cast<int>(p.virtual_stages),
                                            micro_batches(c, p));
-  const double activation = static_cast<double>(c.train.micro_batch * c.train.seq_len * c.model.hidden_size) *
-                            element_bytes(c) / static_cast<double>(p.cp * p.tp);
-  plan.timeline = simulate(plan.schedule, forward, backward,
-                           collective_seconds(machine.links(ranks).send, p.pp, activation, 1));
+  plan.timeline = simulate(plan.schedule, forward, backward, transfer_time(share));
   plan.memory = predict_memory(c, plan.transpoints, plan.layout, plan.stages, plan.schedule);
 
   StepTime& step = plan.step;

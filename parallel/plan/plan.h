@@ -63,6 +63,9 @@ struct Plan {
 Plan make_plan(const Config& config, int ranks, const Machine& machine);
 /// The same for a `layout` that is known already, without what compares ranks and layouts: quick.
 Plan make_plan(const Config& config, int ranks, const Machine& machine, const ContextLayout& layout);
+/// The same for `stages` that are known, too, and `config` with parallel resolved.
+Plan make_plan(const Config& config, const Machine& machine, const ContextLayout& layout,
+               const std::vector<Stage>& stages);
 
 /// For people.
 std::string print(const Plan& plan);

@@ -18,14 +18,14 @@ std::vector<std::int64_t> divisors(std::int64_t number, std::int64_t most) {
 
 }  // namespace
 
-MeshChoice plan_quickly(const Config& config, int ranks, const Machine& machine,
-                        const ContextLayout& layout) {
+MeshChoice plan_quickly(const Config& config, const Machine& machine, const ContextLayout& layout) {
   const ParallelConfig& p = config.parallel;
   const std::int64_t all = micro_batches(config, p), group = p.pp * p.virtual_stages, few = 4 * group;
+  const std::vector<Stage> stages = plan_stages(config, machine, layout);
   const auto plan_of = [&](std::int64_t count) {
     Config c = config;
     c.train.global_batch = count * c.train.micro_batch * p.dp;
-    return make_plan(c, ranks, machine, layout);
+    return make_plan(c, machine, layout, stages);
   };
   if (all <= few + group) {
     const Plan plan = plan_of(all);
@@ -56,7 +56,7 @@ std::optional<MeshChoice> MeshSearch::fastest(const Config& config, int ranks, s
     if (pp == 1) c.parallel.virtual_stages = 1;
     try {
       c.parallel = resolve_parallel(c, ranks);
-      MeshChoice plan = plan_quickly(c, ranks, machine_, layout(c));
+      MeshChoice plan = plan_quickly(c, machine_, layout(c));
       double needed = 0;
       for (const Memory& memory : plan.memory) needed = std::max(needed, memory.total());
       check(bounds_.memory_bytes == 0 || needed <= bounds_.memory_bytes, "memory",

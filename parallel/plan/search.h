@@ -25,7 +25,7 @@ struct MeshChoice {
 
 /// The plan of `config` (parallel resolved). Of a step with many micro-batches, only some are put in a
 /// schedule: past its warm-up a pipeline repeats itself, so that the rest of its time follows.
-MeshChoice plan_quickly(const Config& config, int ranks, const Machine& machine, const ContextLayout& layout);
+MeshChoice plan_quickly(const Config& config, const Machine& machine, const ContextLayout& layout);
 
 /// Tries every tp (within a host), cp, pp and dp whose product is the number of ranks. A searcher is for one
 /// model, length and machine: it keeps the layouts that it has made.

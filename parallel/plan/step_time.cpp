@@ -154,6 +154,13 @@ LayerTime head_time(const RankShare& share) {
           {}};
 }
 
+double transfer_time(const RankShare& share) {
+  const Config& c = share.config;
+  const ParallelConfig& p = c.parallel;
+  const double bytes = rank_tokens(c) / real(p.tp) * real(c.model.hidden_size) * element_bytes(c);
+  return collective_seconds(share.machine.links(p.tp * p.cp * p.dp * p.pp).send, p.pp, bytes, 1);
+}
+
 std::vector<LayerTime> layer_times(const RankShare& share, std::span<const std::int64_t> transpoints) {
   std::map<std::int64_t, LayerTime> mixers;  // many layers share a TransPoint
   for (const std::int64_t transpoint : transpoints)

@@ -36,6 +36,8 @@ LayerTime mixer_time(const RankShare& share, std::int64_t transpoint);
 LayerTime mlp_time(const RankShare& share);
 LayerTime embedding_time(const RankShare& share);
 LayerTime head_time(const RankShare& share);
+/// What one stage of a pipeline hands to the next. `parallel` is resolved.
+double transfer_time(const RankShare& share);
 /// Of every layer in order; `transpoints`: one a mixer.
 std::vector<LayerTime> layer_times(const RankShare& share, std::span<const std::int64_t> transpoints);
 

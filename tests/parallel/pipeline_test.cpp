@@ -3,9 +3,7 @@
 
 #include <algorithm>
 #include <functional>
-#include <random>
 
-#include "parallel/pipeline/partition.h"
 #include "parallel/pipeline/schedule.h"
 #include "tests/core/files.h"
 
@@ -13,7 +11,6 @@ namespace transmamba {
 namespace {
 
 using ::testing::AllOf;
-using ::testing::ElementsAre;
 using testing::error_of;
 using ::testing::HasSubstr;
 
@@ -219,86 +216,6 @@ TEST(Drawing, NeverPassesItsWidth) {
     }
     EXPECT_EQ(ranks, 12);
   }
-}
-
-double dearest(const std::vector<Stage>& stages, const std::vector<double>& layer, double embedding,
-               double head) {
-  double most = 0;
-  for (const Stage& s : stages) {
-    double sum = (s.is_first ? embedding : 0) + (s.is_last ? head : 0);
-    for (std::int64_t i = s.begin; i < s.end; ++i) sum += layer[static_cast<std::size_t>(i)];
-    most = std::max(most, sum);
-  }
-  return most;
-}
-
-/// Least over all divisions, tried one by one.
-double by_hand(const std::vector<double>& layer, double embedding, double head, std::size_t stages,
-               std::vector<std::size_t> cuts = {0}) {
-  if (cuts.size() == stages) {
-    std::vector<Stage> division;
-    for (std::size_t s = 0; s < stages; ++s) {
-      const std::size_t end = s + 1 < stages ? cuts[s + 1] : layer.size();
-      division.push_back(
-          {static_cast<std::int64_t>(cuts[s]), static_cast<std::int64_t>(end), s == 0, s + 1 == stages});
-    }
-    return dearest(division, layer, embedding, head);
-  }
-  double least = 1e300;
-  for (std::size_t next = cuts.back() + 1; next < layer.size(); ++next) {
-    auto more = cuts;
-    more.push_back(next);
-    least = std::min(least, by_hand(layer, embedding, head, stages, more));
-  }
-  return least;
-}
-
-TEST(Partition, CountsEmbeddingAndHead) {
-  EXPECT_THAT(partition(std::vector<double>(8, 1.0), 0, 2, 2),
-              ElementsAre(Stage{0, 5, true, false}, Stage{5, 8, false, true}));
-  EXPECT_THAT(partition(std::vector<double>(8, 1.0), 2, 0, 2),
-              ElementsAre(Stage{0, 3, true, false}, Stage{3, 8, false, true}));
-  EXPECT_THAT(partition(std::vector<double>(3, 1.0), 1, 1, 1), ElementsAre(Stage{0, 3, true, true}));
-}
-
-TEST(Partition, PutsFewLayersBesideADearOne) {
-  EXPECT_THAT(partition(std::vector<double>{1, 1, 1, 9, 1, 1}, 0, 0, 3),
-              ElementsAre(Stage{0, 3, true, false}, Stage{3, 4, false, false}, Stage{4, 6, false, true}));
-}
-
-TEST(Partition, BreaksTiesTowardsTheMoreEven) {
-  // The last stage costs 10 whatever the first ones do: 2 and 2 rather than 1 and 3.
-  EXPECT_THAT(partition(std::vector<double>{1, 1, 1, 1, 1}, 0, 9, 3),
-              ElementsAre(Stage{0, 2, true, false}, Stage{2, 4, false, false}, Stage{4, 5, false, true}));
-  EXPECT_THAT(partition(std::vector<double>(6, 0.0), 0, 0, 3),
-              ElementsAre(Stage{0, 2, true, false}, Stage{2, 4, false, false}, Stage{4, 6, false, true}));
-}
-
-TEST(Partition, IsTheBestOfAllDivisions) {
-  std::mt19937 random(7);
-  for (int trial = 0; trial < 300; ++trial) {
-    std::vector<double> layer(1 + random() % 9);
-    for (double& c : layer) c = static_cast<double>(random() % 10);
-    const std::size_t stages = 1 + random() % layer.size();
-    const auto embedding = static_cast<double>(random() % 10), head = static_cast<double>(random() % 10);
-    const std::vector<Stage> found = partition(layer, embedding, head, static_cast<std::int64_t>(stages));
-    ASSERT_EQ(found.size(), stages);
-    std::int64_t next = 0;
-    for (const Stage& s : found) {
-      EXPECT_EQ(s.begin, next);
-      EXPECT_LT(s.begin, s.end);
-      next = s.end;
-    }
-    EXPECT_EQ(next, static_cast<std::int64_t>(layer.size()));
-    EXPECT_DOUBLE_EQ(dearest(found, layer, embedding, head), by_hand(layer, embedding, head, stages));
-  }
-}
-
-TEST(Partition, NeedsALayerAStage) {
-  EXPECT_THAT(error_of([] {
-                partition(std::vector<double>{1, 1}, 0, 0, 3);
-              }),
-              AllOf(HasSubstr("3 stages"), HasSubstr("2 layers")));
 }
 
 }  // namespace

@@ -36,7 +36,7 @@ TEST(PlanSearch, PlansQuicklyWhatAWholePlanSays) {
                                   2 * std::stoi(pp));
         const int ranks = 2 * std::stoi(pp);
         const Plan plan = make_plan(c, ranks, machine);
-        const MeshChoice quick = plan_quickly(c, ranks, machine, plan.layout);
+        const MeshChoice quick = plan_quickly(c, machine, plan.layout);
         const double total = plan.step.total();
         EXPECT_NEAR(quick.step.total(), total, 1e-6 * total) << pp << " " << virtual_stages << " " << batch;
         EXPECT_NEAR(quick.step.pp, plan.step.pp, 1e-6 * total);

@@ -56,8 +56,8 @@ TEST(Plan, SaysWhichLayoutsTheLengthDoesNotAllow) {
 }
 
 TEST(Plan, GivesADearMixerFewNeighbours) {
-  const Config config =
-      paper({"--parallel.pp", "4", "--model.transpoints", "0,0,0,0,0,T", "--model.num_layers", "12"});
+  const Config config = paper({"--parallel.pp", "4", "--parallel.dp", "1", "--model.transpoints",
+                               "0,0,0,0,0,T", "--model.num_layers", "12"});
   const std::vector<Stage> stages =
       plan_stages(config, Machine::builtin_cpu(), plan_layout(config, Machine::builtin_cpu()));
   ASSERT_EQ(stages.size(), 4U);
@@ -148,8 +148,37 @@ TEST(Plan, MoreOfEverythingTakesLessTime) {
   EXPECT_LT(seconds({"--model.transpoints", "mamba"}, 1), seconds({"--model.transpoints", "transformer"}, 1));
 }
 
+TEST(Plan, DealsLayersForAShorterStepThanEvenStagesGive) {
+  const Machine machine = Machine::builtin_h200();
+  for (const char* file : {"transmamba-400m", "transmamba-1.5b"})
+    for (const char* pp : {"2", "4"})
+      for (const char* virtual_stages : {"1", "2", "3", "6"})
+        for (const char* batch : {"32", "1024"}) {
+          const Config config =
+              parse_config(fmt::format("{}/configs/{}.cfg", TRANSMAMBA_SOURCE_DIR, file),
+                           {"--parallel.pp", pp, "--parallel.virtual_stages", virtual_stages, "--parallel.dp",
+                            "1", "--train.global_batch", batch});
+          const ContextLayout layout = plan_layout(config, machine);
+          const Plan plan = make_plan(config, std::stoi(pp), machine, layout);
+          std::vector<double> cost;
+          for (const LayerTime& time : layer_times({config, machine, layout}, plan.transpoints))
+            cost.push_back(time.total().total());
+          const RankShare share{config, machine, layout};
+          const std::vector<Stage> even =
+              partition(cost, embedding_time(share).total().total(), head_time(share).total().total(),
+                        std::stoi(pp) * std::stoi(virtual_stages));
+          const double seconds = make_plan(config, machine, layout, even).timeline.seconds;
+          const std::string what = fmt::format("{} pp {} x {}, {}", file, pp, virtual_stages, batch);
+          EXPECT_LE(plan.timeline.seconds, seconds * (1 + 1e-12)) << what;
+          if (*virtual_stages == '2' && *batch == '3') {
+            EXPECT_LT(plan.timeline.seconds, 0.998 * seconds) << what;
+          }
+        }
+}
+
 TEST(Plan, StagesHoldAllParameters) {
-  const Config config = paper({"--parallel.pp", "4", "--model.tie_embeddings", "false"});
+  const Config config =
+      paper({"--parallel.pp", "4", "--parallel.dp", "1", "--model.tie_embeddings", "false"});
   double sum = 0;
   for (const Stage& stage :
        plan_stages(config, Machine::builtin_h200(), plan_layout(config, Machine::builtin_h200())))
