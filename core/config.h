@@ -60,6 +60,8 @@ struct TrainConfig {
   std::int64_t threads = 0;              ///< cores this rank uses; 0: all it may
   std::int64_t validate_every = 0;       ///< steps; 0: only at the end, where there is validation data
   std::int64_t validate_sequences = 32;  ///< at most
+  std::int64_t max_skipped = 10;         ///< bad steps in a row that are skipped; one more ends the run
+  double spike_guard = 0;                ///< a loss above this many times the recent mean is bad; 0: none is
   bool operator==(const TrainConfig&) const = default;
 };
 
@@ -95,7 +97,8 @@ struct CheckpointConfig {
   std::int64_t every = 0;      ///< steps; 0: only at the end
   std::int64_t keep = 3;       ///< newest checkpoints kept; 0: all
   std::string resume =
-      "none";  ///< none, auto (the newest whole one in `path`, if any) or a checkpoint folder
+      "none";         ///< none, auto (the newest whole one in `path`, if any) or a checkpoint folder
+  bool async = true;  ///< written while training goes on
   bool operator==(const CheckpointConfig&) const = default;
 };
 
@@ -113,6 +116,16 @@ struct LogConfig {
   bool operator==(const LogConfig&) const = default;
 };
 
+/// What is to go wrong, for tests of what follows then (launch/fault.h).
+struct FaultConfig {
+  std::string kind = "none";  ///< none, kill, stop, hang, nan, slow, disk_full, flipped_byte
+  std::int64_t step = 1;      ///< the first step in which it does, counted from 1
+  std::int64_t steps = 1;     ///< how many
+  std::int64_t rank = 0;
+  double seconds = 1;  ///< that a slow rank loses in each
+  bool operator==(const FaultConfig&) const = default;
+};
+
 struct Config {
   ModelConfig model;
   DataConfig data;
@@ -121,6 +134,7 @@ struct Config {
   OptimizerConfig optimizer;
   CheckpointConfig checkpoint;
   LogConfig log;
+  FaultConfig fault;
 
   /// Puts numbers in the place of zeros that stand for "from the other keys": qk_head_dim, v_head_dim and
   /// ffn_hidden_size. Throws Error where hidden_size cannot be shared out over the heads.

@@ -172,6 +172,11 @@ std::vector<ConfigKey> make_keys() {
       integer(MEMBER(train.threads), 0, 1024, "cores this rank uses; 0: all it may"),
       integer(MEMBER(train.validate_every), 0, kAny, "steps between validations; 0: only at the end"),
       integer(MEMBER(train.validate_sequences), 1, kCount, "validation sequences, at most"),
+      integer(MEMBER(train.max_skipped), 0, kAny,
+              "steps in a row that are skipped, as their loss or gradient is not finite or a spike; one more "
+              "ends the run"),
+      real(MEMBER(train.spike_guard), 0, kUnbounded, "[)",
+           "a step is skipped whose loss is above this many times the mean of recent ones; 0: none is"),
 
       integer(MEMBER(parallel.tp), 1, kWidth, "tensor parallel ranks: they share heads, MLPs and vocabulary"),
       integer(MEMBER(parallel.cp), 1, kWidth, "context parallel ranks: they share the sequence"),
@@ -208,6 +213,8 @@ std::vector<ConfigKey> make_keys() {
       integer(MEMBER(checkpoint.keep), 0, kAny, "newest checkpoints kept; 0: all"),
       text(MEMBER(checkpoint.resume), is_something, "none, auto or a path",
            "none, auto (the newest whole one in checkpoint.path, if any) or a checkpoint folder"),
+      boolean(MEMBER(checkpoint.async),
+              "written while training goes on, from a copy in host memory; off: training waits"),
 
       text(MEMBER(log.metrics), anything, "a path",
            "file of one JSON object a step; empty: metrics.jsonl in checkpoint.path, or none"),
@@ -224,6 +231,13 @@ std::vector<ConfigKey> make_keys() {
           MEMBER(log.profile_path), anything, "a path",
           "folder of profile.json and trace.json (for Perfetto or chrome://tracing); empty: checkpoint.path, "
           "or none"),
+
+      choice(MEMBER(fault.kind), {"none", "kill", "stop", "hang", "nan", "slow", "disk_full", "flipped_byte"},
+             "for tests: what goes wrong on fault.rank in fault.step"),
+      integer(MEMBER(fault.step), 1, kAny, "for tests: the first step in which it does"),
+      integer(MEMBER(fault.steps), 1, kAny, "for tests: in how many"),
+      integer(MEMBER(fault.rank), 0, kCount, "for tests: on which rank"),
+      real(MEMBER(fault.seconds), 0, 86400, "[)", "for tests: what a slow rank loses in each step"),
   };
 }
 #undef MEMBER

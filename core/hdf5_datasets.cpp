@@ -3,6 +3,7 @@
 #include <cstring>
 #include <limits>
 #include <numeric>
+#include <optional>
 
 #include "core/hdf5_internal.h"
 
@@ -183,9 +184,11 @@ Handle Hdf5File::Impl::create_dataset(const std::string& name, hid_t type, hid_t
 }
 
 void Hdf5File::Impl::write(const std::string& name, const Extents& shape, hid_t type, const void* values) {
+  std::optional<Lock> turn(std::in_place);
   require_writable(name);
   const Handle properties(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
   const std::int64_t count = volume(shape);
+  std::int64_t rows = 0;  // of a piece; 0: all at once
   if (shape.empty() || count == 0) {
     // Cannot be chunked. Compact data lies in the object's header, which has a checksum.
     must(H5Pset_layout(properties, H5D_COMPACT), name, "cannot be created");
@@ -203,18 +206,36 @@ void Hdf5File::Impl::write(const std::string& name, const Extents& shape, hid_t 
     }
     must(H5Pset_chunk(properties, static_cast<int>(chunk.size()), chunk.data()), name, "cannot be created");
     must(H5Pset_fletcher32(properties), name, "cannot be created");
+    if (static_cast<std::int64_t>(chunk[0]) < shape[0]) rows = static_cast<std::int64_t>(chunk[0]);
   }
   const Handle space = dataspace(shape);
   {
     const Handle to = create_dataset(name, type, space, properties);
-    if (count > 0) must(H5Dwrite(to, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values), name, "cannot be written");
+    if (count > 0 && rows == 0)
+      must(H5Dwrite(to, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, values), name, "cannot be written");
+    const std::int64_t row_bytes =
+        rows == 0 ? 0 : count / shape[0] * static_cast<std::int64_t>(H5Tget_size(type));
+    for (std::int64_t row = 0; rows > 0 && row < shape[0]; row += rows) {  // whole chunks
+      if (row > 0) turn.reset(), Lock::let_others(), turn.emplace();
+      Extents start(shape.size(), 0), extent = shape;
+      start[0] = row, extent[0] = std::min(rows, shape[0] - row);
+      const auto first = unsigned_extents(start), size = unsigned_extents(extent);
+      must(H5Sselect_hyperslab(space, H5S_SELECT_SET, first.data(), nullptr, size.data(), nullptr), name,
+           "cannot be written");
+      const Handle memory = dataspace(extent);
+      must(H5Dwrite(to, type, memory, space, H5P_DEFAULT,
+                    static_cast<const std::byte*>(values) + row * row_bytes),
+           name, "cannot be written");
+    }
   }
   check_written(name);
 }
 
 void Hdf5File::write(const std::string& name, const ConstView& values) {
-  const Lock lock;
-  const hid_t type = native_type_of(values.dtype(), impl_->path.string() + ": " + name);
+  const hid_t type = [&] {
+    const Lock lock;
+    return native_type_of(values.dtype(), impl_->path.string() + ": " + name);
+  }();
   if (values.contiguous()) return impl_->write(name, extents(values.shape()), type, values.raw());
   std::vector<std::byte> dense(static_cast<std::size_t>(values.numel() * size_of(values.dtype())));
   std::int64_t at = 0;
@@ -225,7 +246,7 @@ void Hdf5File::write(const std::string& name, const ConstView& values) {
 
 template <Hdf5Number T>
 void Hdf5File::write(const std::string& name, const std::vector<T>& values) {
-  const Lock lock;
+  const Lock lock;  // small things: all at once
   impl_->write(name, {static_cast<std::int64_t>(values.size())}, native_type<T>(), values.data());
 }
 

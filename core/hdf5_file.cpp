@@ -4,9 +4,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <system_error>
+#include <thread>
 
 #include "core/hdf5_internal.h"
 
@@ -20,7 +23,21 @@ std::recursive_mutex& library_mutex() {
 }
 }  // namespace
 
-Lock::Lock() : guard_(library_mutex()) { H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr); }
+namespace {
+std::atomic<int> waiting = 0;
+}
+
+Lock::Lock() : guard_(library_mutex(), std::defer_lock) {
+  ++waiting;
+  guard_.lock();
+  --waiting;
+  H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
+}
+
+/// Not for ever: others may be waiting for a lock that this thread still holds further out.
+void Lock::let_others() {
+  for (int i = 0; i < 20 && waiting > 0; ++i) std::this_thread::sleep_for(std::chrono::microseconds(20));
+}
 
 std::string innermost_error() {
   std::string text;
@@ -164,16 +181,21 @@ Hdf5File Hdf5File::create(const std::filesystem::path& path) {
 }
 
 void Hdf5File::close() {
-  const Lock lock;
-  if (!impl_ || !impl_->file.valid()) return;
-  if (impl_->output && impl_->output->error.empty()) impl_->finish_streams();
-  impl_->recent.reset();
-  impl_->streams.clear();
-  herr_t status = impl_->output ? H5Fflush(impl_->file, H5F_SCOPE_GLOBAL) : 0;
-  std::string reason = status < 0 ? hdf5::innermost_error() : "";
-  impl_->file.reset();
+  if (!impl_) return;
+  herr_t status = 0;
+  std::string reason;
+  {
+    const Lock lock;
+    if (!impl_->file.valid()) return;
+    if (impl_->output && impl_->output->error.empty()) impl_->finish_streams();
+    impl_->recent.reset();
+    impl_->streams.clear();
+    if (impl_->output) status = H5Fflush(impl_->file, H5F_SCOPE_GLOBAL);
+    if (status < 0) reason = hdf5::innermost_error();
+    impl_->file.reset();
+  }
   if (!impl_->output) return;
-  impl_->output->sync_and_close();
+  impl_->output->sync_and_close();  // may take seconds, in which others use the library
   impl_->check_written("closing");
   check(status >= 0, "hdf5", "{}: cannot be written: {}", impl_->path.string(), reason);
 }

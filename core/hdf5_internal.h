@@ -21,9 +21,12 @@ namespace transmamba::hdf5 {
 class Lock {
  public:
   Lock();
+  /// Between two pieces of long work, unlocked: lets those who wait for the lock have it. A mutex alone would
+  /// give it back to whoever has just had it.
+  static void let_others();
 
  private:
-  std::lock_guard<std::recursive_mutex> guard_;
+  std::unique_lock<std::recursive_mutex> guard_;
 };
 
 /// Owns one HDF5 identifier.
@@ -117,6 +120,7 @@ struct Hdf5File::Impl {
   const Hdf5File& source(const std::string& file_name, const std::string& name) const;
   void read(const std::string& name, const Extents* offset, const Extents& extent, hid_t type,
             void* out) const;
+  /// Takes the lock itself, again for every piece: training reads its data while a checkpoint is written.
   void write(const std::string& name, const Extents& shape, hid_t type, const void* values);
   hdf5::Handle create_dataset(const std::string& name, hid_t type, hid_t space, hid_t properties);
   void flush(Stream& stream, const std::string& name);

@@ -57,10 +57,16 @@ std::string format_duration(double seconds) {
 std::string format_line(const StepMetrics& m) {
   const std::string rate = m.is_mfu ? fmt::format("MFU {:.1f}%", 100 * m.peak_fraction)
                                     : fmt::format("{:.0f}% of peak", 100 * m.peak_fraction);
-  return fmt::format(
+  std::string text = fmt::format(
       "step {:>{}}/{}  loss {:.4f}  grad_norm {:.3f}  lr {:.2e}  {:.0f} tokens/s  {}  {}  {} left", m.step,
       std::to_string(m.steps).size(), m.steps, m.loss, m.grad_norm, m.lr, m.tokens_per_second, rate,
       format_bytes(m.memory_bytes), format_duration(m.seconds_left));
+  constexpr double kWorthSaying = 0.25;  // ranks of one machine differ by chance
+  if (m.slowest_excess > kWorthSaying)
+    text += fmt::format("  rank {} slower by {:.0f}%", m.slowest_rank, 100 * m.slowest_excess);
+  if (m.stall_seconds > 0) text += fmt::format("  stall {:.3f} s", m.stall_seconds);
+  if (m.skipped > 0) text += fmt::format("  {} skipped", m.skipped);
+  return text;
 }
 
 MetricsLog::MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every, bool alone)
@@ -87,8 +93,7 @@ void MetricsLog::write(const std::string& json) {
 }
 
 void MetricsLog::step(const StepMetrics& m) {
-  const bool due = m.step % every_ == 0 || m.step == m.steps || m.step == 1;
-  if (due) {
+  if (is_line_due(m.step, every_, m.steps)) {
     note(format_line(m));
   } else if (terminal_) {
     fmt::print("\r\033[K{}",
@@ -104,7 +109,11 @@ void MetricsLog::step(const StepMetrics& m) {
                                        {"peak_fraction", m.peak_fraction},
                                        {"is_mfu", m.is_mfu},
                                        {"memory_bytes", m.memory_bytes},
-                                       {"resident_bytes", m.resident_bytes}};
+                                       {"resident_bytes", m.resident_bytes},
+                                       {"skipped", m.skipped},
+                                       {"stall_seconds", m.stall_seconds},
+                                       {"slowest_rank", m.slowest_rank},
+                                       {"slowest_excess", m.slowest_excess}};
   write(json.dump() + "\n");
 }
 
@@ -112,6 +121,13 @@ void MetricsLog::validation(std::int64_t step, double loss) {
   note(fmt::format("step {}  validation loss {:.4f}  ({:.3f} bits a token, perplexity {:.2f})", step, loss,
                    loss / std::log(2.0), std::exp(loss)));
   write(nlohmann::ordered_json{{"step", step}, {"validation_loss", loss}}.dump() + "\n");
+}
+
+void MetricsLog::warn(const std::string& text) {
+  if (live_) fmt::print("\r\033[K");
+  live_ = false;
+  std::fflush(stdout);
+  fmt::print(stderr, "warning: {}\n", text);
 }
 
 void MetricsLog::note(const std::string& text) {

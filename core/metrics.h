@@ -19,8 +19,17 @@ struct StepMetrics {
   bool is_mfu = false;              ///< that peak is the published one, else what products reached here
   std::int64_t memory_bytes = 0;    ///< largest sum of tensors so far
   std::int64_t resident_bytes = 0;  ///< largest resident memory of the process so far
+  std::int64_t skipped = 0;         ///< steps so far that changed nothing: not finite, or spikes
+  double stall_seconds = 0;         ///< that training stood still for checkpoints since the last step
+  int slowest_rank = 0;             ///< of the ranks' own work, and how much longer than that of the others
+  double slowest_excess = 0;        ///< it takes: 0.5 for half more
   double seconds_left = 0;
 };
+
+/// Whether a step's line is one that stays, of a run of `steps`.
+inline bool is_line_due(std::int64_t step, std::int64_t every, std::int64_t steps) {
+  return step % every == 0 || step == steps || step == 1;
+}
 
 std::string format_bytes(std::int64_t bytes);   ///< "312 MiB"
 std::string format_duration(double seconds);    ///< "2m10s"
@@ -41,6 +50,7 @@ class MetricsLog {
   void validation(std::int64_t step, double loss);
   /// A line that stays, also on a terminal.
   void note(const std::string& text);
+  void warn(const std::string& text);  ///< the same on stderr
 
  private:
   void write(const std::string& json);

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "launch/exit_codes.h"
 #include "parallel/comm/mpi.h"
 
 namespace transmamba {
@@ -114,16 +115,16 @@ bool Process::all_fail(bool& lower_failed) {
   return false;
 }
 
-int Process::end_with(const std::string& message) {
+int Process::end_with(const std::string& message, int code) {
   if (size_ == 1) {
     print_error(message);
-    return 1;
+    return code;
   }
   bool lower_failed = false;
   if (all_fail(
           lower_failed)) {  // a bad configuration, say: an orderly end without MPI's words about an abort
     if (rank_ == 0) print_error(message);
-    return 1;
+    return code;
   }
   // The lowest of those that failed speaks, and its abort ends the others.
   if (lower_failed)
@@ -131,8 +132,8 @@ int Process::end_with(const std::string& message) {
   else
     print_error(fmt::format("rank {}: {}", rank_, message));
   std::this_thread::sleep_for(std::chrono::milliseconds(50));  // for the launcher to pass the line on
-  MPI_Abort(MPI_COMM_WORLD, 1);
-  std::_Exit(1);
+  MPI_Abort(MPI_COMM_WORLD, code);
+  std::_Exit(code);
 }
 
 int run_command(const std::function<int(Process&)>& command) {
@@ -140,22 +141,25 @@ int run_command(const std::function<int(Process&)>& command) {
   std::signal(SIGXFSZ, SIG_IGN);
   std::unique_ptr<Process> process;
   std::string message;
+  int code = kExitFailed;
   try {
     process = std::make_unique<Process>();
-    const int code = command(*process);
+    const int result = command(*process);
     const bool written = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
     check(written, "output", "standard output could not be written");
-    return code;
+    return result;
   } catch (const std::bad_alloc&) {
     message = "[memory] out of memory; a smaller train.micro_batch or train.seq_len needs less";
+  } catch (const LostRank& error) {
+    message = error.what(), code = kExitLost;
   } catch (const Error& error) {
     message = error.what();
   } catch (const std::exception& error) {  // of the standard library: a file system, say
     message = fmt::format("[system] {}", error.what());
   }
-  if (process) return process->end_with(message);
+  if (process) return process->end_with(message, code);
   print_error(message);
-  return 1;
+  return code;
 }
 
 }  // namespace transmamba

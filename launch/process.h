@@ -31,8 +31,8 @@ class Process {
                                       std::shared_ptr<Recorder> recorder = nullptr) const;
 
   /// Ends this process, and all others wherever they are, after one of them has printed its message. Returns
-  /// the exit code where all fail together; otherwise the run is aborted here.
-  int end_with(const std::string& message);
+  /// `code` where all fail together; otherwise the run is aborted with it here.
+  int end_with(const std::string& message, int code);
 
  private:
   bool all_fail(bool& lower_failed);
@@ -42,7 +42,7 @@ class Process {
 };
 
 /// Runs a command as a process of a run and gives its exit code. What it throws becomes one line on stderr,
-/// of one rank, and exit code 1 of all, also where its output could not be written.
+/// of one rank, and exit code 1 of all (76: launch/exit_codes.h), also where its output could not be written.
 int run_command(const std::function<int(Process&)>& command);
 
 }  // namespace transmamba

@@ -3,7 +3,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "core/cost_model.h"
 #include "core/transpoint.h"
@@ -13,15 +12,6 @@
 #include "parallel/plan/plan.h"
 
 namespace transmamba {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-}  // namespace
 
 void check_memory(const Config& config, int ranks, const gpu::Info& gpu) {
   double needed = 0;
@@ -37,8 +27,15 @@ void check_memory(const Config& config, int ranks, const gpu::Info& gpu) {
         config.train.seq_len, config.train.recompute);
 }
 
-Trainer::Trainer(Config config, Session& session, Communicator& world)
-    : config_(std::move(config)), session_(session), world_(world), traffic_(world) {
+Trainer::Trainer(Config config, Session& session, Communicator& world, const StopSignals* signals)
+    : config_(std::move(config)),
+      session_(session),
+      world_(world),
+      signals_(signals),
+      fault_(config_.fault, world.rank()),
+      bad_steps_(config_.train),
+      traffic_(world),
+      pace_(world) {
   config_.validate_training();
   check_same_configuration(world_, config_);
   if (config_.log.profile > 0)
@@ -51,6 +48,10 @@ Trainer::Trainer(Config config, Session& session, Communicator& world)
   if (session_.gpu()) agree(world_, "memory", [&] { check_memory(config_, world_.size(), *session_.gpu()); });
   mesh_ = std::make_unique<Mesh>(world_, config_.parallel);
   engine_ = std::make_unique<Engine>(config_, place(config_, *mesh_), context_);
+  if (!config_.checkpoint.path.empty())
+    agree(world_, "lock", [&] {
+      if (speaks()) lock_ = std::make_unique<FolderLock>(config_.checkpoint.path);
+    });
   resume();
   if (!config_.checkpoint.path.empty()) prepare_checkpoints(world_, config_.checkpoint);
   agree(world_, "start", [&] {
@@ -61,6 +62,10 @@ Trainer::Trainer(Config config, Session& session, Communicator& world)
     log_ = std::make_unique<MetricsLog>(metrics, state_.step, config_.log.every, world_.size() == 1);
     if (!config_.checkpoint.path.empty()) warn_of_later_checkpoints();
   });
+  if (!config_.checkpoint.path.empty())
+    saves_ = std::make_unique<Saves>(
+        world_, config_, TokenizerSource{data_.training->tokenizer(), data_.training->tokenizer_model()},
+        engine_->model().parameters(), engine_->optimizer(), fault_, log_.get());
   find_peak();
   print_start();
   if (profiler_) profiler_->plan(state_.step, log_.get());
@@ -195,144 +200,6 @@ void Trainer::print_start() {
     fmt::print("{}, {} thread{} a rank, {}; {} {:.0f} GFLOP/s\n\n", to_string(stream.device), stream.threads,
                stream.threads == 1 ? "" : "s", to_string(session_.context().dtype), peak, peak_flops_ / 1e9);
   std::fflush(stdout);
-}
-
-Batch Trainer::batch(const TokenDataset& data, const SampleOrder& order, std::int64_t first,
-                     std::int64_t count) const {
-  const Context& context = session_.context();
-  const Shape shape{count, config_.train.seq_len};
-  Batch batch{context.empty_host(shape, DType::i32), context.empty_host(shape, DType::i32)};
-  read_batch(data, order, first, batch.tokens, batch.targets);
-  return batch;
-}
-
-std::int64_t Trainer::validation_sequences() const {
-  const SampleOrder order = SampleOrder::sequential(data_.validation->size(), config_.train.seq_len);
-  return std::min(config_.train.validate_sequences, order.samples_per_epoch());
-}
-
-std::vector<Batch> Trainer::validation_batches() const {
-  const SampleOrder order = SampleOrder::sequential(data_.validation->size(), config_.train.seq_len);
-  const std::int64_t sequences = validation_sequences();
-  const std::int64_t each = config_.train.micro_batch, all = (sequences + each - 1) / each, dp = mesh_->dp();
-  const std::int64_t mine = all / dp + (mesh_->dp_index() < all % dp);  // dealt out in turn
-  std::vector<Batch> batches;
-  agree(world_, "validation", [&] {
-    for (std::int64_t i = 0; i < mine; ++i) {
-      const std::int64_t first = (i * dp + mesh_->dp_index()) * each;
-      batches.push_back(batch(*data_.validation, order, first, std::min(each, sequences - first)));
-    }
-  });
-  return batches;
-}
-
-double Trainer::validate(const std::vector<Batch>& batches) {
-  const double loss = engine_->evaluate(static_cast<std::int64_t>(batches.size()),
-                                        [&](std::int64_t i) { return batches[static_cast<std::size_t>(i)]; });
-  return loss / static_cast<double>(validation_sequences() * config_.train.seq_len);
-}
-
-void Trainer::save() {
-  const auto start = Clock::now();
-  save_checkpoint(world_, config_.checkpoint, state_, config_,
-                  {data_.training->tokenizer(), data_.training->tokenizer_model()},
-                  engine_->model().parameters(), engine_->optimizer());
-  if (log_)
-    log_->note(fmt::format("step {}  saved {} in {:.2f} s", state_.step, config_.checkpoint.path.string(),
-                           seconds_since(start)));
-}
-
-/// Of a run that was slower than it could be, this says why.
-void Trainer::report_graphs() {
-  const MicroBatch* const micro_batch = engine_->micro_batch();
-  if (micro_batch && log_)
-    log_->note(fmt::format("{} of {} micro-batches were replays of a captured CUDA graph",
-                           micro_batch->replays(), micro_batch->runs()));
-}
-
-void Trainer::report_communication() {
-  if (world_.size() == 1) return;
-  const TrafficSummary summary = traffic_.summary();
-  agree(world_, "report", [&] {
-    if (!speaks()) return;
-    log_->note(fmt::format("\n{}", format_table(summary)));
-    std::filesystem::path path = config_.log.communication;
-    if (path.empty() && !config_.checkpoint.path.empty())
-      path = config_.checkpoint.path / "communication.json";
-    if (!path.empty()) write_json(path, summary);
-  });
-}
-
-void Trainer::run() {
-  const TrainConfig& t = config_.train;
-  const std::int64_t steps = t.steps;
-  const double tokens = static_cast<double>(t.global_batch * t.seq_len);
-  const double flops = training_flops(config_.model, t.seq_len, t.global_batch);
-  const auto due = [&](std::int64_t every) {
-    return state_.step == steps || (every > 0 && state_.step % every == 0);
-  };
-  double training_seconds = 0;
-  std::int64_t trained = 0;
-
-  traffic_.restart();
-  while (state_.step < steps) {
-    const bool is_profiled = profiler_ && profiler_->begin_step(state_.step);
-    const auto start = Clock::now();
-    const StepResult result = engine_->step(state_.step, [&](std::int64_t i) {
-      const HostRegion region(context_, "read data");
-      const std::int64_t micro_batch = i * mesh_->dp() + mesh_->dp_index();
-      return batch(*data_.training, *order_, state_.consumed_sequences + micro_batch * t.micro_batch,
-                   t.micro_batch);
-    });
-    ++state_.step;
-    state_.consumed_sequences += t.global_batch;
-    const double seconds = seconds_since(start);
-    training_seconds += seconds, ++trained;
-    if (is_profiled)
-      profiler_->end_step(), traffic_.restart();
-    else if (trained > config_.log.communication_skip)
-      traffic_.add_step(seconds);
-    else
-      traffic_.restart();
-
-    if (log_)
-      log_->step({.step = state_.step,
-                  .steps = steps,
-                  .loss = result.loss,
-                  .grad_norm = result.grad_norm,
-                  .lr = result.lr,
-                  .tokens_per_second = tokens / seconds,
-                  .peak_fraction = flops / seconds / peak_flops_,
-                  .is_mfu = peak_is_published_,
-                  .memory_bytes = session_.memory().peak_bytes(),
-                  .resident_bytes = peak_resident_bytes(),
-                  .seconds_left = training_seconds / static_cast<double>(trained) *
-                                  static_cast<double>(steps - state_.step)});
-    if (profiler_ && !is_profiled && profiler_->is_due())
-      engine_->finish(), traffic_.add_rest(), profiler_->report(), traffic_.restart();
-    const bool saves = !config_.checkpoint.path.empty() && due(config_.checkpoint.every),
-               validates = data_.validation && due(t.validate_every);
-    if (!saves && !validates && state_.step < steps) continue;
-    engine_->finish();
-    traffic_.add_rest();
-    std::vector<Batch> batches;
-    if (validates) try {
-        batches = validation_batches();
-      } catch (const Error&) {  // bad validation data must not cost the training
-        if (saves) save();
-        throw;
-      }
-    if (validates) {
-      const double loss = validate(batches);
-      if (log_) log_->validation(state_.step, loss);
-    }
-    if (saves) save();
-    traffic_.restart();
-  }
-  if (trained == 0 && log_)
-    log_->note(fmt::format("nothing to do: step {} of {} is reached", state_.step, steps));
-  if (profiler_ && profiler_->is_due()) profiler_->report();
-  if (trained > 0) report_graphs(), report_communication();
 }
 
 }  // namespace transmamba

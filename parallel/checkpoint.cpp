@@ -1,17 +1,13 @@
 #include "parallel/checkpoint.h"
 
-#include <fcntl.h>
-
 #include <algorithm>
 #include <array>
-#include <charconv>
-#include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <system_error>
 
 #include "core/config_keys.h"
-#include "core/durable_rename.h"
+#include "parallel/checkpoint_folder.h"
 #include "parallel/checkpoint_shards.h"
 #include "parallel/comm/agree.h"
 
@@ -20,49 +16,6 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr std::string_view kWhere = "checkpoint";
-constexpr std::int64_t kFormatVersion = 1;
-constexpr std::string_view kPartial = ".partial", kOld = ".old";
-constexpr std::string_view kStep = "step_";
-
-void write_index(const fs::path& path, const TrainState& state, const Config& config,
-                 const TokenizerSource& tokenizer, DType dtype, const std::vector<std::string>& shards) {
-  Hdf5File file = Hdf5File::create(path);
-  write_tensors(file, dtype, shards);
-  file.set_attribute("format_version", kFormatVersion);
-  file.set_attribute("step", state.step);
-  file.set_attribute("consumed_sequences", state.consumed_sequences);
-  file.set_attribute("seed", config.train.seed);
-  file.set_attribute("rng", std::string("philox4x32-10, keyed by seed; counters: step, consumed_sequences"));
-  file.set_attribute("config", config.to_ini());
-  file.set_attribute("tokenizer", tokenizer.name);
-  if (!tokenizer.model.empty())
-    file.write("tokenizer_model", std::vector<std::uint8_t>(tokenizer.model.begin(), tokenizer.model.end()));
-  file.set_attribute("shards", static_cast<std::int64_t>(shards.size()));
-  file.close();
-}
-
-/// The line that POSIX `cksum index.h5` prints: CRC-32 of the bytes and then of their number, and the number.
-std::string cksum_line(const fs::path& index) {
-  std::ifstream in(index, std::ios::binary);
-  const std::string bytes{std::istreambuf_iterator<char>(in), {}};
-  std::uint32_t crc = 0;
-  const auto add = [&](unsigned char byte) {
-    crc ^= static_cast<std::uint32_t>(byte) << 24;
-    for (int bit = 0; bit < 8; ++bit) crc = crc >> 31 ? crc << 1 ^ 0x04C11DB7U : crc << 1;
-  };
-  for (const char byte : bytes) add(static_cast<unsigned char>(byte));
-  for (std::size_t n = bytes.size(); n > 0; n >>= 8) add(static_cast<unsigned char>(n & 0xFF));
-  return fmt::format("{} {} {}\n", ~crc, bytes.size(), index.filename().string());
-}
-
-void write_cksum(const fs::path& folder) {
-  const fs::path path = folder / "index.cksum";
-  std::ofstream out(path, std::ios::binary);
-  out << cksum_line(folder / "index.h5");
-  out.close();
-  check(!out.fail(), kWhere, "{}: cannot be written", path.string());
-  sync_to_disk(path);
-}
 
 /// The HDF5 library may crash on a damaged list of virtual sources, the one thing in its files without a
 /// checksum that counts. So the index is only opened when all of it is as it was written.
@@ -79,134 +32,7 @@ Hdf5File open_index(const fs::path& folder) {
   return Hdf5File::open(path);
 }
 
-/// What is in a folder; nothing where it cannot be read.
-std::vector<fs::path> entries_of(const fs::path& root) {
-  std::vector<fs::path> entries;
-  std::error_code error;
-  for (fs::directory_iterator it(root, error); !error && it != fs::directory_iterator(); it.increment(error))
-    entries.push_back(it->path());
-  return entries;
-}
-
-/// The step of a checkpoint by its folder's name; -1 for other names.
-std::int64_t step_of(const fs::path& folder) {
-  const std::string name = folder.filename().string();
-  if (!name.starts_with(kStep)) return -1;
-  std::int64_t step = -1;
-  const auto [stop, error] = std::from_chars(name.data() + kStep.size(), name.data() + name.size(), step);
-  return error == std::errc() && stop == name.data() + name.size() ? step : -1;
-}
-
-fs::path with_suffix(const fs::path& folder, std::string_view suffix) {
-  return folder.string() + std::string(suffix);
-}
-
-/// Gives `aside` the name `folder`. Where that is taken (the same step again) the two are swapped, so that at
-/// no moment is there neither. File systems that cannot swap get two renames.
-void put_in_place(const fs::path& aside, const fs::path& folder) {
-  if (!fs::exists(fs::symlink_status(folder))) return durable_rename(aside, folder);
-  if (::renameat2(AT_FDCWD, aside.c_str(), AT_FDCWD, folder.c_str(), RENAME_EXCHANGE) == 0) {
-    sync_to_disk(folder.parent_path());
-    return;  // what was there ends in .partial now
-  }
-  const fs::path replaced = with_suffix(folder, std::string(".replaced") + std::string(kPartial));
-  fs::remove_all(replaced);
-  fs::rename(folder, replaced);
-  try {
-    durable_rename(aside, folder);
-  } catch (const Error&) {
-    std::error_code ignored;
-    fs::rename(replaced, folder, ignored);
-    throw;
-  }
-}
-
-/// Checkpoints of later steps become step_<step>.old, .old2, ..: none is overwritten.
-void set_aside_later_ones(const fs::path& root, std::int64_t step) {
-  for (const fs::path& folder : list_checkpoints(root, step)) {
-    fs::path old = with_suffix(folder, kOld);
-    for (int n = 2; fs::exists(fs::symlink_status(old)); ++n)
-      old = with_suffix(folder, fmt::format("{}{}", kOld, n));
-    fs::rename(folder, old);
-  }
-}
-
-/// Best effort: a checkpoint that cannot be removed costs disk space, not the run.
-void remove_old(const fs::path& root, std::int64_t keep) {
-  std::error_code ignored;
-  for (const fs::path& entry : entries_of(root))
-    if (const std::string name = entry.filename().string();
-        name.starts_with(kStep) && name.ends_with(kPartial))
-      fs::remove_all(entry, ignored);
-  if (keep <= 0) return;
-  std::int64_t kept = 0;
-  for (const fs::path& folder : list_checkpoints(root)) {  // the one just saved comes first
-    if (++kept <= keep) continue;
-    const fs::path doomed = with_suffix(folder, kPartial);  // never half a checkpoint under a good name
-    fs::rename(folder, doomed, ignored);
-    fs::remove_all(doomed, ignored);
-  }
-}
-
 }  // namespace
-
-void save_checkpoint(Communicator& world, const CheckpointConfig& where, const TrainState& state,
-                     const Config& config, const TokenizerSource& tokenizer, const ParameterStore& store,
-                     const Optimizer& optimizer) {
-  const fs::path folder = where.path / fmt::format("{}{:08}", kStep, state.step);
-  const fs::path aside = with_suffix(folder, kPartial);
-  const bool first = world.rank() == 0;
-  try {
-    agree(world, "checkpoint: folder", [&] {
-      if (!first) return;
-      fs::create_directories(where.path);
-      fs::remove_all(aside);
-      fs::create_directory(aside);
-    });
-    agree(world, "checkpoint: shards", [&] {
-      write_shard(aside, {world.rank(), world.size(), state.step}, store, optimizer);
-      if (!first) sync_to_disk(aside);  // its own name in it, as each computer knows it
-    });
-    const auto shards =
-        gather_text(world, "checkpoint: what is in the shards", describe_shard(store, optimizer));
-    agree(world, "checkpoint: index", [&] {
-      if (!first) return;
-      write_index(aside / "index.h5", state, config, tokenizer, store.context().statistics(), shards);
-      write_cksum(aside);
-      sync_to_disk(aside);
-      put_in_place(aside, folder);
-      set_aside_later_ones(where.path, state.step);
-    });
-  } catch (const std::exception& error) {
-    std::error_code ignored;
-    if (first) fs::remove_all(aside, ignored);  // after agree() nobody writes there any more
-    fail(kWhere, "step {} could not be saved; earlier checkpoints are untouched: {}", state.step,
-         error.what());
-  }
-  if (first) remove_old(where.path, where.keep);
-}
-
-void prepare_checkpoints(Communicator& world, const CheckpointConfig& where) {
-  agree(world, "checkpoint: trial", [&] {
-    const fs::path trial = where.path / fmt::format("{}trial_{:05}{}", kStep, world.rank(), kPartial);
-    std::error_code error;
-    fs::create_directories(where.path, error);
-    if (!error) fs::create_directory(trial, error);
-    check(!error, kWhere, "checkpoint.path = {}: cannot be written to: {}", where.path.string(),
-          error.message());
-    fs::remove(trial, error);
-  });
-}
-
-std::vector<fs::path> list_checkpoints(const fs::path& root, std::int64_t after) {
-  std::vector<fs::path> folders;
-  for (fs::path& entry : entries_of(root))
-    if (const std::int64_t step = step_of(entry); step >= 0 && step > after)
-      folders.push_back(std::move(entry));
-  std::sort(folders.begin(), folders.end(),
-            [](const fs::path& a, const fs::path& b) { return step_of(a) > step_of(b); });
-  return folders;
-}
 
 Checkpoint::Checkpoint(const fs::path& folder, int rank, int ranks)
     : folder_(folder), index_([&] {
@@ -223,8 +49,8 @@ Checkpoint::Checkpoint(const fs::path& folder, int rank, int ranks)
   check(index_.has_attribute("format_version"), kWhere, "{}: index.h5 is not the index of a checkpoint",
         folder.string());
   const auto version = index_.attribute<std::int64_t>("format_version");
-  check(version == kFormatVersion, kWhere, "{}: format version: expected {}, got {}", folder.string(),
-        kFormatVersion, version);
+  check(version == kCheckpointVersion, kWhere, "{}: format version: expected {}, got {}", folder.string(),
+        kCheckpointVersion, version);
   state_.step = index_.attribute<std::int64_t>("step");
   const int shards = static_cast<int>(index_.attribute<std::int64_t>("shards"));
   for (int shard = rank; shard < shards; shard += ranks) check_shard(folder, {shard, shards, state_.step});

@@ -1,4 +1,5 @@
-// Checkpoints: a folder a step, in HDF5, readable by any HDF5 tool and under any mesh.
+// Checkpoints: a folder a step, in HDF5, readable by any HDF5 tool and under any mesh. What writes them:
+// parallel/checkpoint_writer.h.
 //
 //   <root>/step_00000100/index.h5        every tensor at its global shape: virtual datasets over the shards
 //   <root>/step_00000100/index.cksum     what `cksum index.h5` prints there; checked where it is present
@@ -46,16 +47,6 @@ struct TrainState {
 struct TokenizerSource {
   std::string name, model;
 };
-
-/// Writes <root>/step_<step>, each rank its own shard, and then removes all but the `keep` newest (0: keeps
-/// all). All ranks see the same files. Values must be as the last step left them (Engine::finish). On failure
-/// throws Error; what was there before is untouched.
-void save_checkpoint(Communicator& world, const CheckpointConfig& where, const TrainState& state,
-                     const Config& config, const TokenizerSource& tokenizer, const ParameterStore& store,
-                     const Optimizer& optimizer);
-
-/// Makes the folder and tries to write in it, so that a run that cannot save ends before its first step.
-void prepare_checkpoints(Communicator& world, const CheckpointConfig& where);
 
 class Checkpoint {
  public:

@@ -1,7 +1,10 @@
 #include "parallel/checkpoint_shards.h"
 
+#include <cstring>
 #include <map>
 #include <sstream>
+
+#include "kernels/elementwise.h"
 
 namespace transmamba {
 namespace {
@@ -62,18 +65,47 @@ View box_view(const View& flat, std::int64_t first, const Shape& extent) {
   return {flat.slice(0, first, first + extent.numel()).raw(), flat.dtype(), extent};
 }
 
+/// Pinned memory is slow to get and the system's is slow at its first touch: both happen here.
+ShardCopy::ShardCopy(const ParameterStore& store, const Optimizer& optimizer) : optimizer_(optimizer) {
+  const Context& context = store.context();
+  Allocator& memory = context.host ? *context.host : memory_;
+  for (std::size_t g = 0; g < copies_.size(); ++g)
+    for (const OwnedRun& owned : optimizer.owned()) {
+      Tensor& copy = copies_[g].emplace_back();
+      if (!store.parameters()[owned.parameter].primary) continue;
+      const View flat = optimizer_views(optimizer, owned)[g];
+      copy = Tensor(memory, flat.shape(), flat.dtype());
+      std::memset(copy.view().raw(), 0, static_cast<std::size_t>(flat.numel() * size_of(flat.dtype())));
+    }
+}
+
+void ShardCopy::take(const Stream& stream) const {
+  for (std::size_t g = 0; g < copies_.size(); ++g)
+    for (std::size_t i = 0; i < copies_[g].size(); ++i) {
+      const Tensor& to = copies_[g][i];
+      if (!to) continue;
+      const View from = optimizer_views(optimizer_, optimizer_.owned()[i])[g];
+      if (stream.device == Device::cuda)
+        gpu::copy(to.view().raw(), from.raw(), from.numel() * size_of(from.dtype()), stream);
+      else
+        copy({.x = from, .y = to}, stream);
+    }
+}
+
 void write_shard(const fs::path& folder, const ShardLabel& label, const ParameterStore& store,
-                 const Optimizer& optimizer) {
+                 const Optimizer& optimizer, const ShardCopy* copy) {
   Hdf5File file = Hdf5File::create(folder / shard_name(label.rank));
   for (std::size_t g = 0; g < kCheckpointGroups.size(); ++g)
-    for (const OwnedRun& owned : optimizer.owned()) {
+    for (std::size_t r = 0; r < optimizer.owned().size(); ++r) {
+      const OwnedRun& owned = optimizer.owned()[r];
       if (!store.parameters()[owned.parameter].primary) continue;
       const Run run = run_of(store, owned);
-      const View flat = optimizer_views(optimizer, owned)[g];
+      const View flat = copy ? copy->at(g, r) : optimizer_views(optimizer, owned)[g];
       const std::vector<ShardBox> boxes = run.boxes();
-      for (std::size_t i = 0; i < boxes.size(); ++i)
-        file.write(kCheckpointGroups[g] + run.dataset(i),
-                   to_host(store.context(), box_view(flat, boxes[i].local - run.begin, boxes[i].extent)));
+      for (std::size_t i = 0; i < boxes.size(); ++i) {
+        const View box = box_view(flat, boxes[i].local - run.begin, boxes[i].extent);
+        file.write(kCheckpointGroups[g] + run.dataset(i), copy ? Tensor(box) : to_host(store.context(), box));
+      }
     }
   file.set_attribute("step", label.step);
   file.set_attribute("shard", std::int64_t{label.rank});

@@ -23,9 +23,25 @@ struct ShardLabel {
 };
 std::string shard_name(int rank);  ///< "shard_00003.h5"
 
+/// What a shard is made of, in host memory of its own.
+class ShardCopy {
+ public:
+  /// Gets the memory; the first steps to come should not have to wait for that.
+  ShardCopy(const ParameterStore& store, const Optimizer& optimizer);
+  /// Copies what is there now, in the order of `stream`, of the store's device.
+  void take(const Stream& stream) const;
+  View at(std::size_t group, std::size_t owned) const { return copies_[group][owned]; }
+
+ private:
+  const Optimizer& optimizer_;
+  Allocator memory_;
+  std::array<std::vector<Tensor>, kCheckpointGroups.size()> copies_;  // of owned runs, absent where not saved
+};
+
 /// Writes, syncs and closes the shard of a rank: the values and moments that it owns and that are no copies.
+/// `copy`: from there, on any thread.
 void write_shard(const std::filesystem::path& folder, const ShardLabel& label, const ParameterStore& store,
-                 const Optimizer& optimizer);
+                 const Optimizer& optimizer, const ShardCopy* copy = nullptr);
 /// Throws Error naming the file where it is missing, truncated or another than the label says.
 void check_shard(const std::filesystem::path& folder, const ShardLabel& label);
 

@@ -1,6 +1,8 @@
 #include "parallel/engine.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "core/lr_schedule.h"
@@ -20,7 +22,8 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
                                          transmamba::micro_batches(config, config.parallel))),
       buckets_(model_),
       optimizer_(config.optimizer, model_.parameters(), context, mesh().data().rank()),
-      sums_(context.empty({2}, DType::f64)) {
+      sums_(context.empty({4}, DType::f64)),
+      own_loss_(context.empty({1}, DType::f64)) {
   check_schedule(schedule_);
   open_transfers(mesh());
   if (context.stream.device == Device::cuda && mesh().world().size() == 1 && config.train.cuda_graphs)
@@ -38,11 +41,14 @@ void Engine::initialise() {
                                  });
 }
 
-void Engine::add_gradients(const Batches& batches) {
+void Engine::add_gradients(const Batches& batches, const StepOptions& options) {
   {
     const Region region(context_, "zero gradients");
     fill({.value = 0, .y = sums_}, context_.stream);
     buckets_.start(context_);
+    if (options.spoils)
+      fill({.value = std::numeric_limits<double>::quiet_NaN(), .y = model_.parameters().parameters()[0].grad},
+           context_.stream);
   }
   if (micro_batch_)
     for (std::int64_t i = 0; i < micro_batches(); ++i) micro_batch_->run(i, batches(i));
@@ -53,36 +59,67 @@ void Engine::add_gradients(const Batches& batches) {
   buckets_.finish();
   // Each token and each parameter counts on one rank only, so sums over all ranks are exact.
   optimizer_.add_squared_norm(context_, sums_.slice(0, 1, 2));
+  const StepFlags flags = options.flags ? options.flags() : StepFlags();
+  if (flags.stops) fill({.value = 1, .y = sums_.slice(0, 2, 3)}, context_.stream);
+  if (flags.is_saving) fill({.value = 1, .y = sums_.slice(0, 3, 4)}, context_.stream);
+  copy({.x = sums_.slice(0, 0, 1), .y = own_loss_}, context_.stream);
   mesh().world().all_reduce("loss and gradient norm", sums_);
 }
 
-StepResult Engine::read(std::int64_t step) const {
+StepResult Engine::read() const {
   const Tensor sums = to_host(context_, sums_);
-  const StepResult result{sums.ptr<double>()[0] / tokens(), std::sqrt(sums.ptr<double>()[1]), 0};
-  check(std::isfinite(result.loss) && std::isfinite(result.grad_norm), "train",
-        "step {}: loss {} and gradient norm {} must be finite; parameters are as they were before the step; "
-        "a smaller optimizer.lr or optimizer.clip_grad may help",
-        step + 1, result.loss, result.grad_norm);
+  const double* const sum = sums.ptr<double>();
+  StepResult result{.loss = sum[0] / tokens(), .grad_norm = std::sqrt(sum[1])};
+  result.skipped = !std::isfinite(result.loss) || !std::isfinite(result.grad_norm);
+  result.flags = {.stops = sum[2] > 0, .is_saving = sum[3] > 0};
   return result;
 }
 
 StepResult Engine::gradients(std::int64_t step, const Batches& batches) {
   add_gradients(batches);
-  return read(step);
+  const StepResult result = read();
+  check(!result.skipped, "train", "step {}: loss {} and gradient norm {} must be finite", step + 1,
+        result.loss, result.grad_norm);
+  return result;
 }
 
-StepResult Engine::step(std::int64_t step, const Batches& batches) {
+StepResult Engine::step(std::int64_t step, const Batches& batches, const StepOptions& options) {
   const Region region(context_, "", {"step", step + 1});
-  add_gradients(batches);
+  mesh().world().recorder().set_step(step + 1);
+  add_gradients(batches, options);
   const double lr = learning_rate(config_.optimizer, config_.train.steps, step);
-  {
+  const bool is_spike = std::isfinite(options.largest_loss) && read().loss > options.largest_loss;
+  if (!is_spike) {
     const Region optimizer(context_, "optimizer");
+    if (options.after) options.after->hold(context_.stream);
     optimizer_.step(context_, step, lr, sums_.slice(0, 1, 2), sums_.slice(0, 0, 1));  // nothing unless finite
   }
   buckets_.start_gather();
-  StepResult result = read(step);
+  StepResult result = read();
   result.lr = lr;
+  result.skipped |= is_spike;
   return result;
+}
+
+std::string Engine::not_finite() const {
+  const ParameterStore& store = model_.parameters();
+  std::size_t last = 0;
+  std::int64_t count = 0;
+  for (const OwnedRun& run : optimizer_.owned()) {
+    const Parameter& p = store.parameters()[run.parameter];
+    const View flat(p.grad.raw(), p.grad.dtype(), {p.grad.numel()});
+    const Tensor squares = context_.empty({1}, DType::f64);
+    fill({.value = 0, .y = squares}, context_.stream);
+    sum({.x = flat.slice(0, run.begin, run.end), .squares = true, .result = squares}, context_.stream);
+    if (!std::isfinite(*to_host(context_, squares).ptr<double>()))
+      ++count, last = std::max(last, run.parameter);
+  }
+  std::string text;
+  if (!std::isfinite(*to_host(context_, own_loss_).ptr<double>())) text = "the loss";
+  if (count > 0)
+    text += fmt::format("{}the gradient of {} and {} more", text.empty() ? "" : ", ",
+                        store.parameters()[last].name, count - 1);
+  return text;
 }
 
 double Engine::evaluate(std::int64_t micro_batches, const Batches& batches, const Observer& observe) {

@@ -16,11 +16,14 @@ int train(Process& process, std::vector<std::string> arguments) {
   for (std::string& word : arguments)  // the one key that has a short form
     if (word == "--profile" || word.starts_with("--profile=")) word.insert(2, "log.");
   const Config config = parse_config(arguments[0], {arguments.begin() + 1, arguments.end()});
+  StopSignals signals;  // from here on: one that comes while a run starts is not lost
   Session session(config.train, process);
   const auto world = session.world(process, static_cast<double>(config.parallel.timeout));
-  Trainer trainer(config, session, *world);
-  trainer.run();
-  return 0;
+  Trainer trainer(config, session, *world, &signals);
+  const ExitCode code = trainer.run();
+  if (code == kExitStopped)
+    signals.ignore();  // a launcher may end the last ranks as soon as the first is gone
+  return code;
 }
 
 }  // namespace transmamba

@@ -26,6 +26,7 @@
 #include <string_view>
 #include <vector>
 
+#include "kernels/check.h"
 #include "kernels/types.h"
 #include "parallel/comm/recorder.h"
 
@@ -42,6 +43,12 @@ struct Site {
   static constexpr Site current(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
     return {file, line};
   }
+};
+
+/// Ranks that no longer answer, or that the network no longer reaches: the same run may well succeed.
+class LostRank : public Error {
+ public:
+  using Error::Error;
 };
 
 /// A view that goes to, or comes from, another rank of the group.

@@ -299,7 +299,7 @@ class MpiCommunicator::Receive : public MpiWaiting {
 
 std::unique_ptr<Pending::Work> MpiCommunicator::start(const Call& call) {
   MpiEngine& engine = *group_->engine;
-  if (engine.error) throw Error(*engine.error);
+  engine.check();
   if (call.kind != Kind::send && call.kind != Kind::receive)
     return std::make_unique<Collective>(group_, call);
   check(call.tag <= engine.largest_tag, axis(), "{}: this MPI library has tags of at most {}",
@@ -367,6 +367,8 @@ std::unique_ptr<Communicator> mpi_world(std::shared_ptr<Recorder> recorder, doub
   mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &world.messages), "MPI_Comm_dup");
   mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &world.collectives), "MPI_Comm_dup");
   world.engine = std::make_shared<MpiEngine>(limits.patience);
+  if (!recorder) recorder = std::make_shared<Recorder>();
+  world.engine->recorder = recorder;
   world.engine->timeout = timeout_seconds, world.engine->largest = limits.largest_message;
   world.engine->largest_tag = std::min(limits.largest_tag, largest_tag());
   world.axis = "world", world.id = 1;

@@ -11,7 +11,9 @@ namespace transmamba {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::int64_t kPollsBeforeYield = 50, kPollsBetweenLooks = 256;
+constexpr std::int64_t kPollsBeforeYield = 50;
+/// By the clock: on a machine with more ranks than cores a poll takes as long as the others compute.
+constexpr std::chrono::milliseconds kBetweenLooks{10};
 
 /// MPI counts in 32 bits.
 template <class Post>
@@ -34,7 +36,7 @@ void mpi_check(int code, const char* what) {
 void MpiRequests::check(int code, const char* what) const try {
   mpi_check(code, what);
 } catch (const Error& error) {
-  engine_->break_with(error.what());
+  engine_->break_with(error.what(), true);
 }
 
 void MpiRequests::send(MPI_Comm comm, const std::byte* data, std::size_t bytes, int peer, int tag,
@@ -89,9 +91,15 @@ MPI_Request* MpiRequests::add(int peer) {
   return &requests_.emplace_back(MPI_REQUEST_NULL);
 }
 
-void MpiEngine::break_with(const std::string& text) {
-  if (!error) error = text;
-  throw Error(*error);
+void MpiEngine::break_with(const std::string& text, bool is_lost_rank) {
+  if (!error) error = text, is_lost = is_lost_rank;
+  check();
+  throw Error(text);  // never: there is an error
+}
+
+void MpiEngine::check() const {
+  if (error && is_lost) throw LostRank(*error);
+  if (error) throw Error(*error);
 }
 
 void MpiEngine::poll() {
@@ -107,37 +115,54 @@ MpiWaiting::MpiWaiting(std::shared_ptr<MpiGroup> group, const Call& call)
 }
 
 void MpiWaiting::wait() {
-  if (engine().error) throw Error(*engine().error);
-  std::optional<Clock::time_point> start;
+  engine().check();
+  Clock::time_point start, looked;
   std::int64_t wait = 0;
   for (std::int64_t polls = 0; !advance(); ++polls) {
     engine().poll();
     // Others may need this core to get on. Not at once, though: on a busy machine a core given away comes
     // back after milliseconds.
-    if (polls >= kPollsBeforeYield) sched_yield();
-    if (polls % kPollsBetweenLooks != kPollsBetweenLooks - 1) continue;
-    if (!start) start = Clock::now(), wait = engine().watch.new_wait();
-    look(wait, std::chrono::duration<double>(Clock::now() - *start).count());
+    if (polls < kPollsBeforeYield) continue;
+    if (polls == kPollsBeforeYield) start = looked = Clock::now();
+    sched_yield();
+    const auto now = Clock::now();
+    if (now - looked < kBetweenLooks) continue;
+    looked = now;
+    if (wait == 0) wait = engine().watch.new_wait();
+    look(wait, std::chrono::duration<double>(now - start).count());
   }
 }
 
 bool MpiWaiting::poll() {
-  if (engine().error) throw Error(*engine().error);
+  engine().check();
   engine().poll();
   return advance();
 }
 
+std::string MpiWaiting::place() const {
+  const std::int64_t step = engine().recorder->step();
+  return fmt::format("{}{} of group {}, number {}", step > 0 ? fmt::format("step {}: ", step) : "",
+                     to_string(call_), group_->axis, want_.number + 1);
+}
+
 void MpiWaiting::look(std::int64_t wait, double seconds) {
-  const std::string deadlock = engine().watch.look(
-      wait, seconds, want_, [&] { return fmt::format("{} of group {}", to_string(call_), group_->axis); });
+  MpiWatch& watch = engine().watch;
+  const double timeout = engine().timeout;
+  const std::string deadlock = watch.look(wait, seconds, want_, [&] { return place(); });
   if (!deadlock.empty()) engine().break_with(deadlock);
-  if (seconds <= engine().timeout) return;
+  // Before the time is over all ranks are asked where they are, and the run is to have ended by then.
+  const double asks = timeout - std::min(timeout / 2, 5.0), ends = timeout - std::min(timeout / 3, 3.0);
+  if (seconds < asks) return;
+  watch.ask(wait);
+  if (seconds < ends && !watch.all_have_answered()) return;
   std::string peers;
   for (int peer : missing()) peers += fmt::format("{}{}", peers.empty() ? "" : ", ", peer);
-  engine().break_with(fmt::format("[{}] rank {} has waited {} s in {}; {}", group_->axis, rank_,
-                                  engine().timeout, to_string(call_),
+  engine().break_with(fmt::format("[{}] rank {} has waited {:.3g} s in {}, and parallel.timeout is {}; {}{}",
+                                  group_->axis, rank_, seconds, to_string(call_), timeout,
                                   peers.empty() ? "others have not taken what it sent"
-                                                : "nothing has come from rank " + peers + " of the group"));
+                                                : "nothing has come from rank " + peers + " of the group",
+                                  watch.who_is_where(place())),
+                      true);
 }
 
 MpiEngine::~MpiEngine() {

@@ -54,7 +54,9 @@ struct MpiEngine {
   std::size_t largest = 0;
   int largest_tag = 0;
   MpiWatch watch;
-  std::optional<std::string> error;  ///< the first mismatch: after it nothing can be relied on
+  std::optional<std::string> error;    ///< the first failure: after it nothing can be relied on
+  bool is_lost = false;                ///< it is that of other ranks, or of the network: LostRank
+  std::shared_ptr<Recorder> recorder;  ///< knows the step
   std::vector<Step*> steps;
   std::list<Sent> sent;          ///< messages that their senders no longer wait for
   std::vector<Bytes> graveyard;  ///< buffers of calls that were given up: MPI may still use them
@@ -63,7 +65,8 @@ struct MpiEngine {
   ~MpiEngine();
   MpiEngine(const MpiEngine&) = delete;
   MpiEngine& operator=(const MpiEngine&) = delete;
-  [[noreturn]] void break_with(const std::string& text);
+  [[noreturn]] void break_with(const std::string& text, bool is_lost_rank = false);
+  void check() const;  ///< throws where it is broken
   void poll();
 };
 
@@ -97,6 +100,7 @@ class MpiWaiting : public Pending::Work, public MpiEngine::Step {
 
  private:
   void look(std::int64_t wait, double seconds);
+  std::string place() const;  ///< step, group and call
 };
 
 /// MPI's own calls among the ranks of `of`, on a duplicate of it.

@@ -17,11 +17,11 @@ constexpr int kMaxLines = 8;
 }  // namespace
 
 struct MpiWatch::Word {
-  enum class Kind : std::int32_t { want, lack, claim };
+  enum class Kind : std::int32_t { want, lack, claim, ask, here };
   Kind kind = Kind::want;
   std::int32_t other = -1;       // of a claim
   std::int64_t wait = 0;         // the speaker's
-  std::int64_t other_wait = -1;  // of a lack: the listener's; of a claim: that of `other`
+  std::int64_t other_wait = -1;  // of a lack and here: the listener's; of a claim: that of `other`
   MpiWant want = {};             // of a want
 };
 
@@ -42,7 +42,7 @@ MpiWatch::~MpiWatch() {
 std::string MpiWatch::look(std::int64_t wait, double seconds, const MpiWant& want,
                            const std::function<std::string()>& call) {
   Rank& me = ranks_[static_cast<std::size_t>(rank_)];
-  hear(me.wait == wait);
+  hear(me.wait == wait, call);
   if (seconds < patience_) return "";
   if (me.wait != wait) {
     me.wait = wait, me.want = want, me.text = call().substr(0, kMaxText);
@@ -74,7 +74,7 @@ void MpiWatch::say(const Word& word, const std::string& text, int to) {
                 "MPI_Isend");
 }
 
-void MpiWatch::hear(bool in_long_wait) {
+void MpiWatch::hear(bool in_long_wait, const std::function<std::string()>& call) {
   for (;;) {
     int there = 0, count = 0;
     MPI_Status status;
@@ -97,6 +97,12 @@ void MpiWatch::hear(bool in_long_wait) {
         if (word.other_wait == ranks_[static_cast<std::size_t>(rank_)].wait) from.lacks = word.wait;
         break;
       case Word::Kind::claim: from.claim = {word.wait, word.other, word.other_wait}; break;
+      case Word::Kind::ask:
+        say({.kind = Word::Kind::here, .other_wait = word.wait}, call().substr(0, kMaxText), source);
+        break;
+      case Word::Kind::here:
+        if (word.other_wait == asked_) from.here.assign(bytes.begin() + sizeof word, bytes.end());
+        break;
     }
   }
 }
@@ -139,6 +145,34 @@ bool MpiWatch::proven() const {
   return std::all_of(ranks_.begin(), ranks_.end(), [&](const Rank& rank) {
     return rank.wait >= 0 && rank.claim.wait == rank.wait && still(rank.claim);
   });
+}
+
+void MpiWatch::ask(std::int64_t wait) {
+  if (asked_ == wait) return;
+  asked_ = wait;
+  for (Rank& rank : ranks_) rank.here.clear();
+  say({.kind = Word::Kind::ask, .wait = wait}, "", -1);
+}
+
+bool MpiWatch::all_have_answered() const {
+  return std::all_of(ranks_.begin(), ranks_.end(), [&](const Rank& rank) {
+    return &rank == &ranks_[static_cast<std::size_t>(rank_)] || !rank.here.empty();
+  });
+}
+
+std::string MpiWatch::who_is_where(const std::string& mine) const {
+  std::string silent, others;
+  int lines = 0;
+  for (const bool speaks : {false, true})
+    for (int rank = 0; rank < size_; ++rank) {
+      const std::string& here = rank == rank_ ? mine : ranks_[static_cast<std::size_t>(rank)].here;
+      if (here.empty() == speaks || ++lines > kMaxLines) continue;
+      (speaks ? others : silent) += fmt::format(
+          "\n  rank {} {}", rank,
+          speaks ? "in " + here : "is in no call and does not answer: it computes, hangs or is gone");
+    }
+  if (lines > kMaxLines) others += fmt::format("\n  and {} more ranks", lines - kMaxLines);
+  return silent + others;
 }
 
 std::string MpiWatch::verdict() const {

@@ -5,6 +5,9 @@
 // tells all of one such answer (claim). When every rank has claimed, each naming another's present wait, none
 // of these waits can be the first to end, however slow ranks and networks are: that is proven, not guessed
 // from times. A rank that computes says nothing, so nothing follows.
+//
+// A rank whose time is nearly over asks all where they are (ask). Those in a wait say it (here); who says
+// nothing is in no call.
 #pragma once
 
 #define OMPI_SKIP_MPICXX 1
@@ -45,6 +48,11 @@ class MpiWatch {
   /// none of them can go on; "" otherwise. `call` describes this rank's.
   std::string look(std::int64_t wait, double seconds, const MpiWant& want,
                    const std::function<std::string()>& call);
+  /// In wait `wait`, whose look() hears the answers. Asking again does nothing.
+  void ask(std::int64_t wait);
+  bool all_have_answered() const;
+  /// A line a rank, those without an answer first. `mine` is this rank's own.
+  std::string who_is_where(const std::string& mine) const;
 
  private:
   struct Word;
@@ -59,6 +67,7 @@ class MpiWatch {
     std::string text;
     Claim claim;
     std::int64_t lacks = -1;  // its wait in which it has answered this rank's present want
+    std::string here;         // its answer to this rank's ask; empty: none
   };
   struct Saying {
     std::vector<MPI_Request> requests;
@@ -66,7 +75,7 @@ class MpiWatch {
   };
 
   void say(const Word& word, const std::string& text, int to);  // -1: all
-  void hear(bool in_long_wait);
+  void hear(bool in_long_wait, const std::function<std::string()>& call);
   void answer(int rank);
   bool still(const Claim& claim) const {
     return ranks_[static_cast<std::size_t>(claim.rank)].wait == claim.rank_wait;
@@ -78,7 +87,7 @@ class MpiWatch {
   double patience_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
-  std::int64_t waits_ = 0;
+  std::int64_t waits_ = 0, asked_ = 0;
   std::map<std::uint64_t, std::int64_t> started_;                     // by group
   std::map<std::tuple<std::uint64_t, int, int>, std::int64_t> sent_;  // by group, rank of the world, tag
   std::vector<Rank> ranks_;

@@ -82,7 +82,7 @@ ncclResult_t enqueue(const Call& call, ncclComm_t comm, cudaStream_t stream) {
 
 void State::break_with(const std::string& text) {
   if (!error) error = text;
-  throw Error(*error);
+  throw LostRank(*error);
 }
 
 void State::must(ncclResult_t result, std::string_view axis, const std::string& what) {

@@ -32,7 +32,7 @@ struct NcclEngine::State {
   double looked = std::numeric_limits<double>::infinity();
   std::chrono::steady_clock::time_point moved;  // a wait began, or a call came to its end
 
-  [[noreturn]] void break_with(const std::string& text);
+  [[noreturn]] void break_with(const std::string& text);  // LostRank
   void must(ncclResult_t result, std::string_view axis, const std::string& what);
   gpu::Event take_event();
   void abort();

@@ -29,6 +29,9 @@ class Recorder {
   std::map<Key, Traffic> table() const;
   Traffic total(std::string_view purpose) const;  ///< over all axes
   void reset();
+  /// In which step the rank is, for what is said of calls that do not end; 0: none.
+  void set_step(std::int64_t step) { step_ = step; }
+  std::int64_t step() const { return step_; }
   /// Where a run is profiled its calls go there too; null: nowhere. Must outlive them.
   void set_profile(Profile* profile) { profile_ = profile; }
   Profile* profile() const { return profile_; }
@@ -44,6 +47,7 @@ class Recorder {
   mutable std::mutex mutex_;
   std::map<Key, Traffic, Less> table_;
   Profile* profile_ = nullptr;
+  std::int64_t step_ = 0;
 };
 
 }  // namespace transmamba

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <numeric>
 #include <thread>
@@ -281,6 +282,34 @@ TEST(Hdf5File, ThreadsMayEachWriteAFile) {
       }
     });
   for (auto& thread : threads) thread.join();
+}
+
+TEST(Hdf5File, LetsOthersReadWhileItWritesSomethingLong) {
+  const Folder folder;
+  auto numbers = counted<float>(1000);
+  {
+    Hdf5File small = Hdf5File::create(folder / "small.h5");
+    small.write("x", view(numbers, {1000}));
+    small.close();
+  }
+  const Hdf5File small = Hdf5File::open(folder / "small.h5");
+  std::vector<float> big(std::size_t{64} << 18);  // 64 chunks, one write
+  std::atomic<bool> begun = false, done = false;
+  std::thread writer([&] {
+    Hdf5File file = Hdf5File::create(folder / "big.h5");
+    begun = true;
+    file.write("x", view(big, {64, 1 << 18}));
+    done = true;
+    file.close();
+  });
+  while (!begun) std::this_thread::yield();
+  int reads = 0;
+  for (; !done; ++reads) {
+    small.read("x", view(numbers, {1000}));
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
+  }
+  writer.join();
+  EXPECT_GE(reads, 10) << "with the lock held throughout it is two at most";
 }
 
 bool h5py_is_here() { return std::system("/usr/bin/python3 -c 'import h5py' 2>/dev/null") == 0; }

@@ -211,7 +211,7 @@ if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", "disk"], c
         must(*train, "--checkpoint.path", "disk/run")
         bad([*train, "--checkpoint.path", "disk/run", "--checkpoint.resume", "auto", "--train.steps", 9],
             "step 9 could not be saved; earlier checkpoints are untouched", full)
-        expect(sorted(os.listdir("disk/run")) == ["metrics.jsonl", "step_00000006"],
+        expect(sorted(os.listdir("disk/run")) == ["lock", "metrics.jsonl", "step_00000006"],
                f"expected the good checkpoint only, got {os.listdir('disk/run')}")
         must(*generate("disk/run"))
     finally:

@@ -1,153 +1,22 @@
 // Training: runs that go on where others stopped, and runs that must not begin.
-#include "launch/trainer.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <cstring>
-#include <nlohmann/json.hpp>
-#include <sstream>
-
-#include "tests/core/files.h"
+#include "tests/launch/trainer_run.h"
 
 namespace transmamba {
 namespace {
 
 namespace fs = std::filesystem;
 using ::testing::AllOf;
-using ::testing::Each;
 using ::testing::ElementsAre;
 using testing::error_of;
-using testing::Folder;
 using ::testing::HasSubstr;
 using ::testing::Not;
+using testing::Outcome;
 using testing::slurp;
 using testing::spill;
-
-constexpr const char* kIni = R"(
-[model]
-hidden_size = 16
-num_layers = 2
-num_heads = 2
-ffn_hidden_size = 24
-transpoints = 0,5,T
-[train]
-seq_len = 16
-micro_batch = 2
-global_batch = 2
-steps = 12
-threads = 1
-[optimizer]
-lr = 1e-2
-min_lr = 1e-3
-warmup_steps = 3
-[checkpoint]
-keep = 0
-)";
-
-/// What a run left.
-struct Outcome {
-  std::vector<double> losses, validation;    // from metrics.jsonl, in its order
-  std::vector<std::vector<double>> tensors;  // parameters and both moments, from the last checkpoint
-  std::int64_t first_step = 0;
-  TrainState state;
-  std::string output, warnings;
-};
-
-class TrainerTest : public ::testing::Test {
- protected:
-  TrainerTest() { write_data("tokens.h5", 2000, 200); }
-  void write_data(const std::string& name, int tokens, int validation) const {
-    TokenWriter writer(folder / name, *make_tokenizer("bytes"));
-    const auto add = [&](Split split, int size) {
-      std::vector<std::int32_t> ids;
-      while (static_cast<int>(ids.size()) < size - 1) {  // words of two kinds: something to learn
-        const char* word = ids.size() % 7 < 4 ? "tick " : "tock, ";
-        ids.insert(ids.end(), word, word + std::strlen(word));
-      }
-      ids.resize(static_cast<std::size_t>(size - 1));
-      writer.append(split, ids);
-      writer.end_document(split);
-    };
-    add(Split::train, tokens);
-    if (validation > 0) add(Split::validation, validation);
-    writer.close();
-  }
-
-  /// Trains into folder / name. Further words are keys; they may repeat those above.
-  Outcome train(const std::string& name, const std::vector<std::string>& keys = {}) const {
-    const fs::path root = folder / name;
-    std::vector<std::string> words = keys;
-    const auto unless_given = [&](const std::string& key, const std::string& value) {
-      for (const std::string& word : keys)
-        if (word.starts_with("--" + key + "=")) return;
-      words.push_back("--" + key + "=" + value);
-    };
-    unless_given("data.path", (folder / "tokens.h5").string());
-    unless_given("checkpoint.path", root.string());
-    const Config config = parse_config_text(kIni, "test", words);
-    Outcome out;
-    ::testing::internal::CaptureStdout();
-    ::testing::internal::CaptureStderr();
-    try {
-      Session session(config.train);
-      const auto world = self_communicator();
-      Trainer trainer(config, session, *world);
-      trainer.run();
-      out.state = trainer.state();
-    } catch (...) {
-      ::testing::internal::GetCapturedStdout();
-      last_warnings = ::testing::internal::GetCapturedStderr();
-      throw;
-    }
-    out.output = ::testing::internal::GetCapturedStdout();
-    out.warnings = ::testing::internal::GetCapturedStderr();
-    std::istringstream lines(slurp(root / "metrics.jsonl"));
-    for (std::string line; std::getline(lines, line);) {
-      const auto json = nlohmann::json::parse(line);
-      if (json.contains("loss")) {
-        out.losses.push_back(json["loss"]);
-        if (out.losses.size() == 1) out.first_step = json["step"];
-        EXPECT_EQ(json["step"], out.first_step + std::ssize(out.losses) - 1) << line;
-      } else {
-        out.validation.push_back(json["validation_loss"]);
-      }
-    }
-    out.tensors = tensors_of(list_checkpoints(config.checkpoint.path).at(0));
-    return out;
-  }
-  std::string failing(const std::string& name, const std::vector<std::string>& keys) const {
-    return error_of([&] { train(name, keys); });
-  }
-  static std::vector<std::vector<double>> tensors_of(const fs::path& checkpoint) {
-    const Hdf5File index = Hdf5File::open(checkpoint / "index.h5");
-    std::vector<std::vector<double>> tensors;
-    for (const std::string& name : index.datasets()) tensors.push_back(index.read_vector<double>(name));
-    return tensors;
-  }
-  fs::path step(const std::string& name, int number) const {
-    return folder / name / fmt::format("step_{:08}", number);
-  }
-  static void damage(const fs::path& file, double where) {
-    std::string bytes = slurp(file);
-    for (std::size_t i = 0; i < 64; ++i)
-      bytes[static_cast<std::size_t>(where * static_cast<double>(bytes.size())) + i] ^= 0x55;
-    spill(file, bytes);
-  }
-  static void expect_same(const Outcome& a, const Outcome& b) {
-    EXPECT_EQ(a.first_step, 1);
-    EXPECT_EQ(b.first_step, 1);
-    EXPECT_EQ(a.losses, b.losses);
-    EXPECT_EQ(a.validation, b.validation);
-    EXPECT_EQ(a.tensors, b.tensors);
-    EXPECT_EQ(a.state.step, b.state.step);
-    EXPECT_EQ(a.state.consumed_sequences, b.state.consumed_sequences);
-  }
-
-  const Folder folder;
-  mutable std::string last_warnings;
-};
+using testing::TrainerTest;
 
 TEST_F(TrainerTest, LowersTheLoss) {
   const Outcome run = train("a", {"--train.steps=40", "--train.validate_every=20"});
@@ -317,21 +186,6 @@ TEST_F(TrainerTest, RefusesMegatronDataWithoutOrPastItsVocabulary) {
   EXPECT_THAT(failing("a", {data, "--model.vocab_size=50"}),
               AllOf(HasSubstr("[data]"), HasSubstr("/m"), HasSubstr("expected an id below 50, got ")));
   EXPECT_EQ(train("b", {data, "--model.vocab_size=100"}).losses.size(), 12U);
-}
-
-TEST_F(TrainerTest, StopsWhenTheLossIsNotFinite) {
-  const std::vector<std::string> keys = {"--optimizer.lr=1e30", "--optimizer.min_lr=0",
-                                         "--optimizer.warmup_steps=0", "--checkpoint.every=1"};
-  EXPECT_THAT(failing("a", keys),
-              AllOf(HasSubstr("[train] step"), HasSubstr("must be finite"), HasSubstr("optimizer.lr")));
-  // A run that was fine until then keeps its checkpoint, and its moments and parameters in it.
-  const Outcome fine = train("b", {"--train.steps=4"});
-  std::vector<std::string> on = keys;
-  on.insert(on.end(), {"--checkpoint.resume=auto", "--checkpoint.every=0"});
-  on.erase(on.begin() + 3);
-  EXPECT_THAT(failing("b", on), HasSubstr("must be finite"));
-  EXPECT_EQ(tensors_of(step("b", 4)), fine.tensors);
-  EXPECT_THAT(list_checkpoints(folder / "b"), ElementsAre(step("b", 4)));
 }
 
 TEST_F(TrainerTest, SaysBeforeTheFirstStepThatItCannotSave) {

@@ -7,7 +7,7 @@
 #include <map>
 #include <ostream>
 
-#include "parallel/checkpoint.h"
+#include "parallel/checkpoint_writer.h"
 #include "tests/core/files.h"
 #include "tests/parallel/worlds.h"
 

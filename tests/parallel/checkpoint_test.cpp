@@ -1,5 +1,5 @@
 // Checkpoints: what is saved comes back, whole or not at all.
-#include "parallel/checkpoint.h"
+#include "parallel/checkpoint_writer.h"
 
 #include <fcntl.h>
 #include <gmock/gmock.h>
@@ -326,6 +326,57 @@ TEST_F(CheckpointTest, AFullDiskLeavesTheLastGoodOne) {
     loaded.load(step(1));
     EXPECT_EQ(loaded.bits(), good.bits()) << limit;
   }
+}
+
+TEST_F(CheckpointTest, IsOfTheMomentAtWhichItWasBegunWhateverTrainingDoesMeanwhile) {
+  SmallRun run(1);
+  const auto world = self_communicator();
+  CheckpointConfig where;
+  where.path = folder.path(), where.every = 1;
+  CheckpointWriter writer(*world, where, run.config, {"bytes", ""}, run.model.parameters(), run.optimizer);
+  const std::vector<std::string> begun = run.bits();
+  writer.begin({3, 30});
+  EXPECT_TRUE(writer.is_under_way());
+  for (const OwnedRun& owned : run.optimizer.owned())
+    for (const View& view : optimizer_views(run.optimizer, owned)) fill({.value = 7, .y = view}, {});
+  ASSERT_NE(run.bits(), begun);
+  while (writer.is_under_way()) {
+    EXPECT_TRUE(list_checkpoints(folder.path()).empty()) << "not before it is whole";
+    while (writer.is_busy()) std::this_thread::yield();
+    writer.advance();
+  }
+  SmallRun loaded(0);
+  loaded.load(step(3));
+  EXPECT_EQ(loaded.bits(), begun);
+  writer.begin({4, 40});
+  writer.begin({5, 50});  // after the one before
+  writer.finish();
+  EXPECT_THAT(list_checkpoints(folder.path()), ElementsAre(step(5), step(4), step(3)));
+  loaded.load(step(4));
+  EXPECT_EQ(loaded.bits(), run.bits());
+}
+
+TEST_F(CheckpointTest, ThatCannotBeWrittenBesideTrainingSaysSoAtItsEnd) {
+  SmallRun(1).save(folder.path(), 1);
+  const auto on_a_small_disk = [&] {
+    SmallRun run(2);
+    CheckpointConfig where;
+    where.path = folder.path(), where.every = 1;
+    const auto world = self_communicator();
+    CheckpointWriter writer(*world, where, run.config, {"bytes", ""}, run.model.parameters(), run.optimizer);
+    std::signal(SIGXFSZ, SIG_IGN);
+    const rlimit small{1000, RLIM_INFINITY}, large{RLIM_INFINITY, RLIM_INFINITY};
+    ::setrlimit(RLIMIT_FSIZE, &small);
+    writer.begin({2, 20});
+    const std::string message = error_of([&] { writer.finish(); });
+    const bool says = message.find("step 2 could not be saved") != std::string::npos &&
+                      message.find("File too large") != std::string::npos && !writer.is_under_way();
+    ::setrlimit(RLIMIT_FSIZE, &large);
+    writer.begin({3, 30}), writer.finish();  // another time
+    std::exit(says ? 4 : 5);
+  };
+  EXPECT_EXIT(on_a_small_disk(), ::testing::ExitedWithCode(4), "");
+  EXPECT_THAT(names_in(folder.path()), ElementsAre("step_00000001", "step_00000003"));
 }
 
 TEST_F(CheckpointTest, SaysBeforeTheRunThatItCannotSave) {

@@ -8,7 +8,7 @@
 
 #include "core/transpoint.h"
 #include "kernels/elementwise.h"
-#include "parallel/checkpoint.h"
+#include "parallel/checkpoint_writer.h"
 #include "parallel/model.h"
 #include "parallel/optimizer.h"
 

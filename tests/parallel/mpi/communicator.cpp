@@ -105,13 +105,18 @@ void mismatch(const Process& process) {
 
 void timeout() {
   const auto world = mpi_world(nullptr, 0.5);
+  world->recorder().set_step(7);
   std::vector<float> x(1);
   if (world->rank() == 1) {
     std::this_thread::sleep_for(std::chrono::seconds(2));
   } else {
     expect_parts(error_of([&] { world->all_reduce("loss", view(x)); }),
-                 {"has waited 0.5 s in all_reduce of 4 bytes (1 float32) for loss at tests/parallel/mpi/",
-                  "nothing has come from rank 1 of the group"});
+                 {"s in all_reduce of 4 bytes (1 float32) for loss at tests/parallel/mpi/",
+                  "and parallel.timeout is 0.5; nothing has come from rank 1 of the group\n  rank 1 is in no "
+                  "call and does not answer",
+                  world->rank() == 0 ? "\n  rank 2 in step 7: all_reduce of 4 bytes"
+                                     : "\n  rank 0 in step 7: all_reduce of 4 bytes",
+                  "of group world, number 1"});
   }
 }
 

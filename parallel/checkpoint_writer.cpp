@@ -1,0 +1,164 @@
+#include "parallel/checkpoint_writer.h"
+
+#include <chrono>
+#include <system_error>
+#include <utility>
+
+#include "core/durable_rename.h"
+#include "parallel/checkpoint_folder.h"
+#include "parallel/comm/agree.h"
+
+namespace transmamba {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr std::string_view kWhere = "checkpoint";
+
+void write_index(const fs::path& path, const TrainState& state, const Config& config,
+                 const TokenizerSource& tokenizer, DType dtype, const std::vector<std::string>& shards) {
+  Hdf5File file = Hdf5File::create(path);
+  write_tensors(file, dtype, shards);
+  file.set_attribute("format_version", kCheckpointVersion);
+  file.set_attribute("step", state.step);
+  file.set_attribute("consumed_sequences", state.consumed_sequences);
+  file.set_attribute("seed", config.train.seed);
+  file.set_attribute("rng", std::string("philox4x32-10, keyed by seed; counters: step, consumed_sequences"));
+  file.set_attribute("config", config.to_ini());
+  file.set_attribute("tokenizer", tokenizer.name);
+  if (!tokenizer.model.empty())
+    file.write("tokenizer_model", std::vector<std::uint8_t>(tokenizer.model.begin(), tokenizer.model.end()));
+  file.set_attribute("shards", static_cast<std::int64_t>(shards.size()));
+  file.close();
+}
+
+}  // namespace
+
+CheckpointWriter::CheckpointWriter(Communicator& world, const CheckpointConfig& where, const Config& config,
+                                   TokenizerSource tokenizer, const ParameterStore& store,
+                                   const Optimizer& optimizer)
+    : world_(world),
+      where_(where),
+      config_(config),
+      tokenizer_(std::move(tokenizer)),
+      store_(store),
+      optimizer_(optimizer) {
+  shards_ = gather_text(world_, "checkpoint: what is in the shards", describe_shard(store_, optimizer_));
+  if (world_.rank() != 0) shards_.clear();
+  if (!where_.async || where_.every == 0) return;
+  copy_.emplace(store_, optimizer_);
+  if (store_.context().stream.device == Device::cpu) return;
+  beside_ = gpu::create_stream();
+  taken_ = std::make_unique<gpu::Event>(), copied_ = std::make_unique<gpu::Event>();
+}
+
+CheckpointWriter::~CheckpointWriter() {
+  if (task_.valid()) task_.wait();
+  if (copied_) gpu::destroy_stream(beside_);
+}
+
+void CheckpointWriter::begin(const TrainState& state) {
+  finish();
+  state_ = state;
+  step("checkpoint: folder", [&] {
+    if (world_.rank() != 0) return;
+    const fs::path aside = partial_folder(where_.path, state_.step);
+    fs::create_directories(where_.path);
+    fs::remove_all(aside);
+    fs::create_directory(aside);
+  });
+  if (!copy_) {
+    start_shard();
+    return finish();
+  }
+  if (!copied_) {
+    copy_->take(store_.context().stream);
+    return start_shard();
+  }
+  // Beside what the GPU computes next, which waits before it changes what is being copied (copied()).
+  taken_->record(store_.context().stream), taken_->hold(beside_);
+  copy_->take(beside_);
+  copied_->record(beside_);
+  phase_ = Phase::copy;
+}
+
+void CheckpointWriter::start_shard() {
+  phase_ = Phase::shards;
+  const auto write = [this] {
+    const fs::path aside = partial_folder(where_.path, state_.step);
+    write_shard(aside, {world_.rank(), world_.size(), state_.step}, store_, optimizer_,
+                copy_ ? &*copy_ : nullptr);
+    if (world_.rank() != 0) sync_to_disk(aside);  // its own name in it, as each computer knows it
+  };
+  // What is not copied yet may be on the GPU, which belongs to this thread.
+  task_ = std::async(copy_ ? std::launch::async : std::launch::deferred, write);
+}
+
+bool CheckpointWriter::is_busy() {
+  if (phase_ == Phase::copy && copied_->passed()) start_shard();
+  return phase_ == Phase::copy ||
+         (task_.valid() && task_.wait_for(std::chrono::seconds(0)) != std::future_status::ready);
+}
+
+void CheckpointWriter::write_index() const {
+  const fs::path aside = partial_folder(where_.path, state_.step);
+  transmamba::write_index(aside / "index.h5", state_, config_, tokenizer_, store_.context().statistics(),
+                          shards_);
+  write_cksum(aside);
+  sync_to_disk(aside);
+  put_in_place(aside, checkpoint_folder(where_.path, state_.step));
+  set_aside_later_ones(where_.path, state_.step);
+  remove_old(where_.path, where_.keep);
+}
+
+void CheckpointWriter::step(std::string_view what, const std::function<void()>& mine) {
+  try {
+    agree(world_, what, mine);
+  } catch (const LostRank&) {
+    throw;
+  } catch (const std::exception& error) {
+    std::error_code ignored;
+    phase_ = Phase::idle;
+    if (world_.rank() == 0)  // after agree() nobody writes there any more
+      fs::remove_all(partial_folder(where_.path, state_.step), ignored);
+    fail(kWhere, "step {} could not be saved; earlier checkpoints are untouched: {}", state_.step,
+         error.what());
+  }
+}
+
+void CheckpointWriter::advance() {
+  step(phase_ == Phase::index ? "checkpoint: index" : "checkpoint: shards", [&] {
+    if (task_.valid()) task_.get();
+  });
+  phase_ = phase_ == Phase::shards ? Phase::index : Phase::idle;
+  if (world_.rank() == 0 && phase_ == Phase::index)
+    task_ = std::async(copy_ ? std::launch::async : std::launch::deferred, [this] { write_index(); });
+}
+
+void CheckpointWriter::finish() {
+  if (phase_ == Phase::copy) gpu::synchronize(beside_), start_shard();
+  while (is_under_way()) {
+    if (task_.valid()) task_.wait();
+    advance();
+  }
+}
+
+void save_checkpoint(Communicator& world, CheckpointConfig where, const TrainState& state,
+                     const Config& config, const TokenizerSource& tokenizer, const ParameterStore& store,
+                     const Optimizer& optimizer) {
+  where.async = false;
+  CheckpointWriter(world, where, config, tokenizer, store, optimizer).begin(state);
+}
+
+void prepare_checkpoints(Communicator& world, const CheckpointConfig& where) {
+  agree(world, "checkpoint: trial", [&] {
+    const fs::path trial = trial_folder(where.path, world.rank());
+    std::error_code error;
+    fs::create_directories(where.path, error);
+    if (!error) fs::create_directory(trial, error);
+    check(!error, kWhere, "checkpoint.path = {}: cannot be written to: {}", where.path.string(),
+          error.message());
+    fs::remove(trial, error);
+  });
+}
+
+}  // namespace transmamba

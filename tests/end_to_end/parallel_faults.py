@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Each fault of [fault] on one of four ranks: how soon it is noticed, what is said, how the run ends, what it costs.
+
+    parallel_faults.py PROGRAM SCRATCH_FOLDER
+"""
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from support.mpi import ENVIRONMENT, keys, losses, mpirun, start_ranks, succeeds
+from support.program import PROGRAM, clean_scratch, expect, finish, make_config, make_data, metrics
+
+STEPS, EVERY, AT, TIMEOUT, LOST = 24, 4, 10, 6, 76
+clean_scratch()
+make_data()
+words = ["train", make_config(), *keys("tp=2 cp=2"), "--train.steps", STEPS, "--train.global_batch", 4,
+         "--checkpoint.every", EVERY, "--checkpoint.resume", "auto", "--parallel.timeout", TIMEOUT]
+succeeds(4, *words, "--checkpoint.path", "whole")
+whole = losses("whole")
+resumed_at = re.compile(r"resumed from \S+ after step (\d+)")
+
+
+def fault(kind, rank, *more):
+    return ["--fault.kind", kind, "--fault.rank", rank, "--fault.step", AT, *more, "--checkpoint.path", kind]
+
+
+def goes_on(kind, *said):
+    """Started again it resumes and ends as the run that was left alone; gives the steps that were lost."""
+    done = mpirun(4, *words, "--checkpoint.path", kind)
+    found = resumed_at.search(done.stdout)
+    expect(done.returncode == 0 and found, f"{kind}, again: expected it to resume, got {done.returncode}: {done.stderr}")
+    for part in said:
+        expect(part in done.stderr, f"{kind}, again: expected {part!r} in {done.stderr}")
+    expect(said or not done.stderr, f"{kind}, again: expected no complaint, got {done.stderr}")
+    expect(losses(kind) == whole, f"{kind}: expected the losses of a run that was left alone, got {losses(kind)}")
+    return found and int(found.group(1))
+
+
+def ends(kind, rank, codes, seconds, *said):
+    """The fault ends the run so soon after the last step before it, with these words on stderr."""
+    process = start_ranks(4, *words, *fault(kind, rank))
+    path, last = Path(kind) / "metrics.jsonl", None
+    while process.poll() is None:
+        if last is None and path.exists() and path.read_text().count("\n") == AT - 1:
+            last = time.time()
+        time.sleep(0.005)
+    took = time.time() - (last or 0)
+    err = process.communicate()[1]
+    expect(process.returncode in codes and took < seconds,
+           f"{kind}: expected exit code {codes} within {seconds} s, got {process.returncode} after {took:.1f} s: {err}")
+    for part in said:
+        expect(re.search(part, err), f"{kind}: expected {part!r} in {err}")
+    step = goes_on(kind)
+    print(f"{kind}: rank {rank} in step {AT}: ended after {took:.1f} s with {process.returncode}, went on after step {step}", flush=True)
+
+
+# ---- those that end a run. Of two that wait the lower rank speaks.
+ends("kill", 3, [128 + signal.SIGKILL], 5)
+for kind in ["hang", "stop"]:
+    ends(kind, 1, [LOST], TIMEOUT, rf"transmamba: rank \d: \[\w+\] rank \d has waited \S+ s in .* for .*parallel.timeout is {TIMEOUT}",
+         r"\n  rank 1 is in no call and does not answer", rf"\n  rank 0 in step {AT}: \w+ .*for .* of group \w+, number \d+",
+         rf"\n  rank 3 in step {AT}: \w+ .*for .* of group \w+, number \d+")
+
+# ---- those that it survives
+said = succeeds(4, *words, *fault("slow", 2, "--fault.seconds", 0.2, "--fault.steps", 3))
+slow = [m for m in metrics("slow/metrics.jsonl")[0] if AT <= m["step"] < AT + 3]
+expect(len(re.findall(rf"step 1[012]/{STEPS} .* rank 2 slower by \d+%", said)) == 3 and all(m["slowest_rank"] == 2 for m in slow),
+       f"slow: expected three lines to name rank 2, got {said}")
+expect(losses("slow") == whole, "slow: expected the same losses")
+
+said = succeeds(4, *words, *fault("nan", 3))
+expect(re.search(rf"step {AT}  skipped, 1 in a row: loss \S+ and gradient norm nan .*not finite: .*rank [13]: the gradient of embedding.weight", said),
+       f"nan: expected step {AT} to be skipped because of rank 3, or of 1, with which it shares gradients, got {said[-3000:]}")
+steps = metrics("nan/metrics.jsonl")[0]
+expect(len(steps) == STEPS and [m["skipped"] for m in steps] == [int(m["step"] >= AT) for m in steps], "nan: expected one step to be skipped")
+
+done = mpirun(4, *words, *fault("disk_full", 2, "--fault.steps", 4), "--checkpoint.async", "false")
+expect(done.returncode == 0 and re.search(r"warning: .*step 12 could not be saved.* rank 2: .*File too large.*training goes on", done.stderr),
+       f"disk_full: expected a warning about rank 2, got {done.returncode}: {done.stderr}")
+left = sorted(int(path.name[5:]) for path in Path("disk_full").glob("step_*"))
+expect(left == [16, 20, 24], f"disk_full: expected step 12 to be missing, and no rest of it, got {left}")
+expect(losses("disk_full") == whole, "disk_full: expected the same losses")
+
+succeeds(4, *words, *fault("flipped_byte", 2, "--fault.steps", STEPS))  # the last three that are kept, too
+step = mpirun(4, *words, "--checkpoint.path", "flipped_byte")
+expect(step.returncode == 1 and "none of the checkpoints can be read" in step.stderr and "shard_00002.h5" in step.stderr,
+       f"flipped_byte: expected all checkpoints to be refused, got {step.returncode}: {step.stderr}")
+succeeds(4, *words, "--checkpoint.path", "last_byte", "--fault.kind", "flipped_byte", "--fault.rank", 2, "--fault.step", STEPS)
+step = goes_on("last_byte", "step_00000024 is passed over", "shard_00002.h5", "checksum")
+expect(step == 20, f"flipped_byte: expected it to go on after step 20, got {step}")
+
+# ---- two runs in one folder
+alone = ["train", "run.cfg", "--train.steps", 100000, "--train.global_batch", 4, "--log.every", 100000]
+first = start_ranks(2, *alone, "--checkpoint.path", "two")
+while first.poll() is None and not Path("two/metrics.jsonl").exists():
+    time.sleep(0.01)
+done = mpirun(2, *alone, "--checkpoint.path", "two")
+expect(done.returncode == 1 and re.search(r"checkpoint.path = two: expected no other run there, but process \d+ on host \S+, since", done.stderr),
+       f"two runs: expected the second to be refused, got {done.returncode}: {done.stderr}")
+first.terminate(), first.communicate()
+finish("faults")
