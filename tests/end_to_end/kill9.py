@@ -104,5 +104,5 @@ expect([m[0] for m in losses("whole")[0]] == list(range(1, STEPS + 1)), "expecte
 expect(losses("whole") == losses("killed"),
        f"expected the same losses in metrics.jsonl, got {losses('whole')} and {losses('killed')}")
 left = sorted(p.name for p in Path("killed").iterdir())
-expect(left == ["metrics.jsonl", f"step_{STEPS - 1:08}", f"step_{STEPS:08}"], f"expected two checkpoints and no rest, got {left}")
+expect(left == ["lock", "metrics.jsonl", f"step_{STEPS - 1:08}", f"step_{STEPS:08}"], f"expected two checkpoints and no rest, got {left}")
 finish(f"{kills} kills, {mid_save} of them while saving, {resumed} resumed runs in {time.time() - start:.1f} s")
