@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <numeric>
-
-#include "core/tensor.h"
+#include <utility>
 
 namespace transmamba {
+
+Pace::Pace(Communicator& world)
+    : world_(world), mine_(memory_, {1}, DType::f64), all_(memory_, {world.size()}, DType::f64) {}
 
 void Pace::add_step(double seconds) {
   computing_ += seconds;
@@ -14,15 +16,17 @@ void Pace::add_step(double seconds) {
 
 std::optional<Slowest> Pace::slowest() {
   if (world_.size() == 1) return std::nullopt;
-  Allocator memory;  // which MPI may still write to where this call fails
-  const Tensor mine(memory, {1}, DType::f64), all(memory, {world_.size()}, DType::f64);
-  *mine.ptr<double>() = computing_;
-  world_.all_gather("pace", mine, all);
-  computing_ = 0;
-  const double *const first = all.ptr<double>(), *const end = first + world_.size();
-  const double* const longest = std::max_element(first, end);
-  const double others = std::accumulate(first, end, -*longest) / (world_.size() - 1);
-  return Slowest{static_cast<int>(longest - first), others > 0 ? *longest / others - 1 : 0};
+  std::optional<Slowest> found;
+  if (std::exchange(is_under_way_, true)) {
+    call_.wait();  // many calls of all ranks have come between
+    const double *const first = all_.ptr<double>(), *const end = first + world_.size();
+    const double* const longest = std::max_element(first, end);
+    const double others = std::accumulate(first, end, -*longest) / (world_.size() - 1);
+    found = {static_cast<int>(longest - first), others > 0 ? *longest / others - 1 : 0};
+  }
+  *mine_.ptr<double>() = std::exchange(computing_, 0);
+  call_ = world_.start_all_gather("pace", mine_, all_);
+  return found;
 }
 
 }  // namespace transmamba

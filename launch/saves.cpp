@@ -39,8 +39,8 @@ void Saves::begin(const TrainState& state, bool is_last) {
   });
 }
 
-void Saves::move_on(bool any_busy) {
-  if (writer_.is_under_way() && !any_busy) attempt(false, [&] { writer_.advance(); });
+void Saves::move_on(const StepFlags& flags) {
+  if (writer_.is_under_way() && !flags.is_saving) attempt(false, [&] { writer_.advance(flags.save_failed); });
 }
 
 void Saves::finish() {

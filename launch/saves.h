@@ -7,12 +7,13 @@
 #include "core/metrics.h"
 #include "launch/fault.h"
 #include "parallel/checkpoint_writer.h"
+#include "parallel/engine.h"
 
 namespace transmamba {
 
 class Saves {
  public:
-  /// `log` is rank 0's, null elsewhere. A collective call, as all below but is_busy() and take_stall().
+  /// `log` is rank 0's, null elsewhere. A collective call, as begin(), move_on() and finish().
   Saves(Communicator& world, const Config& config, TokenizerSource tokenizer, const ParameterStore& store,
         const Optimizer& optimizer, const Fault& fault, MetricsLog* log)
       : world_(world),
@@ -23,12 +24,13 @@ class Saves {
 
   /// What cannot be saved costs a warning, for there will be another time; the last save throws Error.
   void begin(const TrainState& state, bool is_last);
-  /// At the end of a step, in which `any_busy` said whether any rank's is_busy().
-  void move_on(bool any_busy);
+  /// At the end of a step, which told all ranks of each other's flags.
+  void move_on(const StepFlags& flags);
   /// What is under way comes to its end.
   void finish();
 
   bool is_busy() { return writer_.is_busy(); }
+  bool has_failed() const { return writer_.has_failed(); }
   const gpu::Event* copied() const { return writer_.copied(); }
   double take_stall() {
     return std::exchange(stall_, 0);

@@ -104,15 +104,16 @@ StepResult Trainer::take_step() {
     return batch(*data_.training, *order_, state_.consumed_sequences + micro_batch * t.micro_batch,
                  t.micro_batch);
   };
-  const StepResult result =
-      engine_->step(state_.step, data,
-                    {.flags =
-                         [&] {
-                           return StepFlags{signals_ && signals_->requested(), saves_ && saves_->is_busy()};
-                         },
-                     .largest_loss = bad_steps_.largest_loss(),
-                     .after = saves_ ? saves_->copied() : nullptr,
-                     .spoils = fault_.spoils(state_.step + 1)});
+  const auto flags = [&] {
+    StepFlags mine{.stops = signals_ && signals_->requested()};
+    if (saves_) mine.is_saving = saves_->is_busy(), mine.save_failed = saves_->has_failed();
+    return mine;
+  };
+  const StepResult result = engine_->step(state_.step, data,
+                                          {.flags = flags,
+                                           .largest_loss = bad_steps_.largest_loss(),
+                                           .after = saves_ ? saves_->copied() : nullptr,
+                                           .spoils = fault_.spoils(state_.step + 1)});
   ++state_.step;
   state_.consumed_sequences += t.global_batch;
   bad_steps_.add(state_.step, result);
@@ -166,7 +167,7 @@ ExitCode Trainer::run() {
                   .seconds_left = training_seconds / static_cast<double>(trained) *
                                   static_cast<double>(steps - state_.step)});
     if (result.skipped) report_bad_step(), traffic_.restart();
-    if (saves_) saves_->move_on(result.flags.is_saving), traffic_.restart();
+    if (saves_) saves_->move_on(result.flags), traffic_.restart();
     if (profiler_ && !is_profiled && profiler_->is_due())
       engine_->finish(), traffic_.add_rest(), profiler_->report(), traffic_.restart();
     stops = result.flags.stops && state_.step < steps;

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "core/durable_rename.h"
@@ -13,6 +14,7 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr std::string_view kWhere = "checkpoint";
+constexpr std::chrono::seconds kFolderTime{30};  // for one that rank 0 makes to be seen on other hosts
 
 void write_index(const fs::path& path, const TrainState& state, const Config& config,
                  const TokenizerSource& tokenizer, DType dtype, const std::vector<std::string>& shards) {
@@ -42,6 +44,7 @@ CheckpointWriter::CheckpointWriter(Communicator& world, const CheckpointConfig& 
       tokenizer_(std::move(tokenizer)),
       store_(store),
       optimizer_(optimizer) {
+  if (world_.rank() == 0) remove_old(where_.path, 0);
   shards_ = gather_text(world_, "checkpoint: what is in the shards", describe_shard(store_, optimizer_));
   if (world_.rank() != 0) shards_.clear();
   if (!where_.async || where_.every == 0) return;
@@ -59,14 +62,8 @@ CheckpointWriter::~CheckpointWriter() {
 void CheckpointWriter::begin(const TrainState& state) {
   finish();
   state_ = state;
-  step("checkpoint: folder", [&] {
-    if (world_.rank() != 0) return;
-    const fs::path aside = partial_folder(where_.path, state_.step);
-    fs::create_directories(where_.path);
-    fs::remove_all(aside);
-    fs::create_directory(aside);
-  });
   if (!copy_) {
+    together([&] { make_folder(); });
     start_shard();
     return finish();
   }
@@ -81,22 +78,47 @@ void CheckpointWriter::begin(const TrainState& state) {
   phase_ = Phase::copy;
 }
 
+/// Without a copy it waits for end_task(): what is to be saved may be on the GPU, which belongs to this
+/// thread.
+void CheckpointWriter::start(const std::function<void()>& task) {
+  error_ = nullptr;
+  task_ = std::async(copy_ ? std::launch::async : std::launch::deferred, task);
+}
+
+void CheckpointWriter::end_task() {
+  try {
+    if (task_.valid()) task_.get();
+  } catch (...) {
+    error_ = std::current_exception();
+  }
+}
+
+/// Rank 0's only: a rank that does not see it has another file system, and its shard would be missing.
+void CheckpointWriter::make_folder() const {
+  const fs::path aside = partial_folder(where_.path, state_.step);
+  if (world_.rank() == 0) return void(fs::create_directories(aside));
+  const auto start = std::chrono::steady_clock::now();
+  while (copy_ && !fs::exists(aside) && std::chrono::steady_clock::now() - start < kFolderTime)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+}
+
 void CheckpointWriter::start_shard() {
   phase_ = Phase::shards;
-  const auto write = [this] {
+  start([this] {
     const fs::path aside = partial_folder(where_.path, state_.step);
+    if (copy_) make_folder();
     write_shard(aside, {world_.rank(), world_.size(), state_.step}, store_, optimizer_,
                 copy_ ? &*copy_ : nullptr);
     if (world_.rank() != 0) sync_to_disk(aside);  // its own name in it, as each computer knows it
-  };
-  // What is not copied yet may be on the GPU, which belongs to this thread.
-  task_ = std::async(copy_ ? std::launch::async : std::launch::deferred, write);
+  });
 }
 
 bool CheckpointWriter::is_busy() {
   if (phase_ == Phase::copy && copied_->passed()) start_shard();
-  return phase_ == Phase::copy ||
-         (task_.valid() && task_.wait_for(std::chrono::seconds(0)) != std::future_status::ready);
+  if (phase_ == Phase::copy) return true;
+  if (task_.valid() && task_.wait_for(std::chrono::seconds(0)) != std::future_status::ready) return true;
+  end_task();
+  return false;
 }
 
 void CheckpointWriter::write_index() const {
@@ -110,14 +132,15 @@ void CheckpointWriter::write_index() const {
   remove_old(where_.path, where_.keep);
 }
 
-void CheckpointWriter::step(std::string_view what, const std::function<void()>& mine) {
+/// What fails on one rank fails on all, and is the end of the save.
+void CheckpointWriter::together(const std::function<void()>& mine) {
   try {
-    agree(world_, what, mine);
+    agree(world_, "checkpoint", mine);
   } catch (const LostRank&) {
     throw;
   } catch (const std::exception& error) {
     std::error_code ignored;
-    phase_ = Phase::idle;
+    phase_ = Phase::idle, error_ = nullptr;
     if (world_.rank() == 0)  // after agree() nobody writes there any more
       fs::remove_all(partial_folder(where_.path, state_.step), ignored);
     fail(kWhere, "step {} could not be saved; earlier checkpoints are untouched: {}", state_.step,
@@ -125,20 +148,20 @@ void CheckpointWriter::step(std::string_view what, const std::function<void()>& 
   }
 }
 
-void CheckpointWriter::advance() {
-  step(phase_ == Phase::index ? "checkpoint: index" : "checkpoint: shards", [&] {
-    if (task_.valid()) task_.get();
-  });
+void CheckpointWriter::advance(bool any_has_failed) {
+  if (any_has_failed)
+    together([&] {
+      if (error_) std::rethrow_exception(error_);
+    });
   phase_ = phase_ == Phase::shards ? Phase::index : Phase::idle;
-  if (world_.rank() == 0 && phase_ == Phase::index)
-    task_ = std::async(copy_ ? std::launch::async : std::launch::deferred, [this] { write_index(); });
+  if (world_.rank() == 0 && phase_ == Phase::index) start([this] { write_index(); });
 }
 
 void CheckpointWriter::finish() {
   if (phase_ == Phase::copy) gpu::synchronize(beside_), start_shard();
   while (is_under_way()) {
-    if (task_.valid()) task_.wait();
-    advance();
+    end_task();
+    advance(true);  // nobody has told how it went
   }
 }
 

@@ -3,15 +3,16 @@
 // A save has three parts. Values and moments are copied to host memory: only for that training stands still.
 // Then every rank's own thread writes its shard, and at last a thread of rank 0 the index, which shows the
 // checkpoint whole, and gives the folder its name. These threads make no calls of a Communicator: whether all
-// have finished is asked at step boundaries, with what ranks tell each other there anyway.
+// have finished, and well, is asked at step boundaries with what ranks tell each other there anyway: a save
+// that goes well costs no call at all.
 #pragma once
 
+#include <exception>
 #include <functional>
 #include <future>
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "kernels/device.h"
@@ -22,9 +23,9 @@ namespace transmamba {
 
 class CheckpointWriter {
  public:
-  /// A collective call. With where.async, and more than one save to come, it gets the host memory of a copy:
-  /// as much as the shard has (12 bytes a parameter of the whole run, over all ranks, in float32). All
-  /// arguments but `tokenizer` must outlive it.
+  /// A collective call, which removes what crashes left. With where.async, and more than one save to come, it
+  /// gets the host memory of a copy: as much as the shard has (12 bytes a parameter of the whole run, over
+  /// all ranks, in float32). All arguments but `tokenizer` must outlive it.
   CheckpointWriter(Communicator& world, const CheckpointConfig& where, const Config& config,
                    TokenizerSource tokenizer, const ParameterStore& store, const Optimizer& optimizer);
   /// Waits for this rank's thread; what is not whole by then stays aside.
@@ -32,16 +33,18 @@ class CheckpointWriter {
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
-  /// A collective call: begins to save, after an earlier save has come to its end. Values must be as the last
-  /// step left them (Engine::finish). Without async it ends it too. Throws Error as finish() does.
+  /// Begins to save; a collective call where an earlier save is under way, which comes to its end first, and
+  /// without async, when this one does too. Values must be as the last step left them (Engine::finish).
+  /// Throws Error as finish() does.
   void begin(const TrainState& state);
   /// Of a save that was begun and is not done; the same on all ranks.
   bool is_under_way() const { return phase_ != Phase::idle; }
   /// Whether this rank still works on the present part of it.
   bool is_busy();
-  /// A collective call, once no rank is busy: on to the next part. Where one failed throws Error; what was
-  /// there before is untouched, and the save is over.
-  void advance();
+  bool has_failed() const { return error_ != nullptr; }  ///< since it was last busy
+  /// Once no rank is busy: on to the next part. Where `any_has_failed` it is a collective call and throws the
+  /// Error of one that has; what was there before is untouched, and the save is over.
+  void advance(bool any_has_failed);
   /// A collective call: waits until the checkpoint is there under its name. Throws Error as advance() does.
   void finish();
   /// Where values are still being copied, on a GPU: nothing may change them before this point. Or null.
@@ -50,9 +53,11 @@ class CheckpointWriter {
  private:
   enum class Phase { idle, copy, shards, index };
   void start_shard();
+  void together(const std::function<void()>& mine);
+  void make_folder() const;
+  void start(const std::function<void()>& task);
+  void end_task();
   void write_index() const;
-  /// Of all ranks; where it fails on one the save is over.
-  void step(std::string_view what, const std::function<void()>& mine);
 
   Communicator& world_;
   const CheckpointConfig& where_;
@@ -67,6 +72,7 @@ class CheckpointWriter {
   Phase phase_ = Phase::idle;
   TrainState state_;
   std::future<void> task_;
+  std::exception_ptr error_;  // of the last task
 };
 
 /// All of it at once: writes <root>/step_<step>, each rank its own shard, and then removes all but the `keep`

@@ -22,7 +22,7 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
                                          transmamba::micro_batches(config, config.parallel))),
       buckets_(model_),
       optimizer_(config.optimizer, model_.parameters(), context, mesh().data().rank()),
-      sums_(context.empty({4}, DType::f64)),
+      sums_(context.empty({5}, DType::f64)),
       own_loss_(context.empty({1}, DType::f64)) {
   check_schedule(schedule_);
   open_transfers(mesh());
@@ -60,8 +60,9 @@ void Engine::add_gradients(const Batches& batches, const StepOptions& options) {
   // Each token and each parameter counts on one rank only, so sums over all ranks are exact.
   optimizer_.add_squared_norm(context_, sums_.slice(0, 1, 2));
   const StepFlags flags = options.flags ? options.flags() : StepFlags();
-  if (flags.stops) fill({.value = 1, .y = sums_.slice(0, 2, 3)}, context_.stream);
-  if (flags.is_saving) fill({.value = 1, .y = sums_.slice(0, 3, 4)}, context_.stream);
+  for (const auto& [place, is_raised] :
+       {std::pair{2, flags.stops}, {3, flags.is_saving}, {4, flags.save_failed}})
+    if (is_raised) fill({.value = 1, .y = sums_.slice(0, place, place + 1)}, context_.stream);
   copy({.x = sums_.slice(0, 0, 1), .y = own_loss_}, context_.stream);
   mesh().world().all_reduce("loss and gradient norm", sums_);
 }
@@ -71,7 +72,7 @@ StepResult Engine::read() const {
   const double* const sum = sums.ptr<double>();
   StepResult result{.loss = sum[0] / tokens(), .grad_norm = std::sqrt(sum[1])};
   result.skipped = !std::isfinite(result.loss) || !std::isfinite(result.grad_norm);
-  result.flags = {.stops = sum[2] > 0, .is_saving = sum[3] > 0};
+  result.flags = {.stops = sum[2] > 0, .is_saving = sum[3] > 0, .save_failed = sum[4] > 0};
   return result;
 }
 

@@ -17,8 +17,9 @@ namespace transmamba {
 
 /// What a rank tells all others in a step; what one says counts for all.
 struct StepFlags {
-  bool stops = false;      ///< this step is to be the last
-  bool is_saving = false;  ///< this rank's part of a save is under way
+  bool stops = false;        ///< this step is to be the last
+  bool is_saving = false;    ///< this rank's part of a save is under way
+  bool save_failed = false;  ///< .. has failed
 };
 
 struct StepOptions {
@@ -81,7 +82,7 @@ class Engine {
   Schedule schedule_;
   GradientBuckets buckets_;
   Optimizer optimizer_;
-  Tensor sums_;  // (4) float64, on the device: loss, squared gradient norm, ranks that say stops, is_saving
+  Tensor sums_;  // (5) float64, on the device: loss, squared gradient norm, how many ranks raise each flag
   Tensor own_loss_;                          // (1) float64, of this rank
   std::unique_ptr<MicroBatch> micro_batch_;  // of one rank on a GPU
   bool warm_ = false;                        // a step was taken

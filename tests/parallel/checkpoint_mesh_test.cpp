@@ -266,6 +266,44 @@ TEST_F(Failing, ARootThatIsNoFolderStopsTheSave) {
               AllOf(HasSubstr("checkpoint.path"), HasSubstr("Not a directory")));
 }
 
+TEST_F(Failing, BesideTrainingASaveCostsNoCallBetweenRanksUnlessOneFails) {
+  std::vector<std::string> errors(static_cast<std::size_t>(mesh.ranks()));
+  on_mesh(c, mesh, [&](Rank& rank) {
+    const auto any = [&](bool mine) {  // as training asks with its loss
+      const Tensor sum = rank.context.empty({1}, DType::f64);
+      *sum.ptr<double>() = mine;
+      rank.world.all_reduce("flag", sum);
+      return *sum.ptr<double>() > 0;
+    };
+    CheckpointConfig where;
+    where.path = folder.path(), where.every = 1;
+    CheckpointWriter writer(rank.world, where, rank.config, {"bytes", ""}, rank.engine.model().parameters(),
+                            rank.engine.optimizer());
+    const auto save = [&](std::int64_t step) {
+      writer.begin({step, 10 * step});
+      while (writer.is_under_way()) {
+        while (any(writer.is_busy())) continue;
+        writer.advance(any(writer.has_failed()));
+      }
+    };
+    rank.world.recorder().reset();
+    save(2);
+    for (const auto& [key, traffic] : rank.world.recorder().table()) EXPECT_EQ(key.second, "flag");
+    if (rank.world.rank() == 0) fs::create_directories(folder / "step_00000003.partial/shard_00002.h5");
+    any(false);
+    try {
+      save(3);
+    } catch (const Error& error) {
+      errors[static_cast<std::size_t>(rank.world.rank())] = error.what();
+    }
+    save(4);
+  });
+  for (const std::string& error : errors)
+    EXPECT_THAT(error, AllOf(HasSubstr("step 3 could not be saved"), HasSubstr("rank 2: "),
+                             HasSubstr("shard_00002.h5")));
+  EXPECT_THAT(names_in(folder.path()), ElementsAre("step_00000001", "step_00000002", "step_00000004"));
+}
+
 TEST_F(Failing, AFullDiskLeavesTheLastGoodOne) {
   std::uintmax_t largest = 0;
   for (int rank = 0; rank < mesh.ranks(); ++rank)

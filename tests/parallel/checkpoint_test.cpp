@@ -343,7 +343,7 @@ TEST_F(CheckpointTest, IsOfTheMomentAtWhichItWasBegunWhateverTrainingDoesMeanwhi
   while (writer.is_under_way()) {
     EXPECT_TRUE(list_checkpoints(folder.path()).empty()) << "not before it is whole";
     while (writer.is_busy()) std::this_thread::yield();
-    writer.advance();
+    writer.advance(writer.has_failed());
   }
   SmallRun loaded(0);
   loaded.load(step(3));

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Weeks in half an hour: four ranks of which a random one is killed again and again, and the run started again.
 
-    soak.py PROGRAM SCRATCH_FOLDER [--kills 25] [--steps 2000] [--between 20 60] [--batch 64] [--seed 1]
+    soak.py PROGRAM SCRATCH_FOLDER [--kills 25] [--steps 2000] [--between 20 60] [--batch 400] [--seed 1]
 
 First the same run is left alone. The killed one has to end with the same losses in every step, to the bit, to go on each
 time from the newest checkpoint that was there, and to leave nothing half-written. Not part of ctest, for its length;
---kills 3 --steps 200 --between 2 4 --batch 8 takes half a minute. A --batch that is too small ends before the kills.
+--kills 3 --steps 400 --between 2 4 --batch 24 takes half a minute. A --batch that is too small ends before the kills.
 """
 import argparse
 import os
@@ -25,7 +25,7 @@ parser.add_argument("program"), parser.add_argument("scratch")
 parser.add_argument("--kills", type=int, default=25)
 parser.add_argument("--steps", type=int, default=2000)
 parser.add_argument("--between", type=float, nargs=2, default=[20, 60])
-parser.add_argument("--batch", type=int, default=64)
+parser.add_argument("--batch", type=int, default=400)
 parser.add_argument("--seed", type=int, default=1)
 options = parser.parse_args()
 chance = random.Random(options.seed)
