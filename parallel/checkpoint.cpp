@@ -52,9 +52,14 @@ Checkpoint::Checkpoint(const fs::path& folder, int rank, int ranks)
   check(version == kCheckpointVersion, kWhere, "{}: format version: expected {}, got {}", folder.string(),
         kCheckpointVersion, version);
   state_.step = index_.attribute<std::int64_t>("step");
-  const int shards = static_cast<int>(index_.attribute<std::int64_t>("shards"));
-  for (int shard = rank; shard < shards; shard += ranks) check_shard(folder, {shard, shards, state_.step});
   state_.consumed_sequences = index_.attribute<std::int64_t>("consumed_sequences");
+  const auto shards = index_.attribute<std::int64_t>("shards");
+  check(state_.step >= 0 && state_.consumed_sequences >= 0 && shards >= 1 && shards < 1 << 30, kWhere,
+        "{}: index.h5: expected a step and consumed_sequences of at least 0 and 1 to {} shards, got {}, {} "
+        "and {}",
+        folder.string(), (1 << 30) - 1, state_.step, state_.consumed_sequences, shards);
+  for (int shard = rank; shard < shards; shard += ranks)
+    check_shard(folder, {shard, static_cast<int>(shards), state_.step});
   tokenizer_.name = index_.attribute<std::string>("tokenizer");
   if (index_.has("tokenizer_model")) {
     const auto bytes = index_.read_vector<std::uint8_t>("tokenizer_model");
