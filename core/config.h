@@ -62,6 +62,7 @@ struct TrainConfig {
   std::int64_t validate_sequences = 32;  ///< at most
   std::int64_t max_skipped = 10;         ///< bad steps in a row that are skipped; one more ends the run
   double spike_guard = 0;                ///< a loss above this many times the recent mean is bad; 0: none is
+  std::int64_t max_restarts = 0;         ///< by `transmamba launch`, after crashes
   bool operator==(const TrainConfig&) const = default;
 };
 

@@ -177,6 +177,8 @@ std::vector<ConfigKey> make_keys() {
               "ends the run"),
       real(MEMBER(train.spike_guard), 0, kUnbounded, "[)",
            "a step is skipped whose loss is above this many times the mean of recent ones; 0: none is"),
+      integer(MEMBER(train.max_restarts), 0, kAny,
+              "how often `transmamba launch` starts the run again after a crash, from its newest checkpoint"),
 
       integer(MEMBER(parallel.tp), 1, kWidth, "tensor parallel ranks: they share heads, MLPs and vocabulary"),
       integer(MEMBER(parallel.cp), 1, kWidth, "context parallel ranks: they share the sequence"),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,27 @@ struct ChildResult {
 /// started.
 ChildResult run_child(const std::vector<std::string>& words, const std::filesystem::path& output,
                       const std::filesystem::path& errors, double seconds);
+
+struct Captured : ChildResult {
+  std::string out, err;
+};
+
+/// The same with its output in strings.
+Captured capture(const std::vector<std::string>& words, double seconds);
+
+struct ShownResult : ChildResult {
+  int code = 0;        ///< its exit code, or 128 and the number of the signal that ended it
+  bool asked = false;  ///< to end, by a signal to this process
+};
+
+/// Runs `words` until it ends, with its output and errors passed on to ours as they come; `see` gets each
+/// line of them too, without its end. A terminal's Ctrl-C does not reach it by itself: at the first SIGINT,
+/// SIGTERM or SIGUSR1 to this process it gets SIGUSR1, at each further one SIGTERM.
+ShownResult run_shown(const std::vector<std::string>& words,
+                      const std::function<void(const std::string&)>& see);
+
+/// Words as a shell would take them.
+std::string shell_words(const std::vector<std::string>& words);
 
 /// What a failed run of ours had to say: the last line "transmamba: .." of its errors, without that word, or
 /// else their last line; empty where they are.

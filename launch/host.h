@@ -2,10 +2,15 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 namespace transmamba {
 
 std::string host_name();
 std::string processor_name();  ///< of its CPU
+
+/// An error's text with the host of the rank that it begins with ("rank 2: .."), and a word about files that
+/// are missing, where the ranks, whose hosts by rank these are, run on several.
+std::string name_host(const std::string& text, const std::vector<std::string>& hosts);
 
 }  // namespace transmamba

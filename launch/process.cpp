@@ -4,6 +4,8 @@
 #include <mpi.h>
 #include <sched.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -13,6 +15,7 @@
 #include <vector>
 
 #include "launch/exit_codes.h"
+#include "launch/host.h"
 #include "parallel/comm/mpi.h"
 
 namespace transmamba {
@@ -58,6 +61,18 @@ int count_sharing(MPI_Comm host, int size) {
   return std::max(sharing, 1);
 }
 
+std::vector<std::string> gather_hosts(int size) {
+  using Name = std::array<char, 64>;
+  Name mine{};
+  const std::string name = host_name();
+  std::copy_n(name.begin(), std::min(name.size(), mine.size() - 1), mine.begin());
+  std::vector<Name> all(static_cast<std::size_t>(size));
+  MPI_Allgather(mine.data(), sizeof mine, MPI_CHAR, all.data(), sizeof mine, MPI_CHAR, MPI_COMM_WORLD);
+  std::vector<std::string> hosts;
+  for (const Name& host : all) hosts.emplace_back(host.data());
+  return hosts;
+}
+
 }  // namespace
 
 struct Process::Mpi {
@@ -78,6 +93,7 @@ Process::Process() {
   MPI_Comm_rank(host, &local_rank_), MPI_Comm_size(host, &local_size_);
   ranks_on_cores_ = count_sharing(host, local_size_);
   MPI_Comm_free(&host);
+  if (local_size_ < size_) hosts_ = gather_hosts(size_);
 }
 
 Process::~Process() {
@@ -123,14 +139,14 @@ int Process::end_with(const std::string& message, int code) {
   bool lower_failed = false;
   if (all_fail(
           lower_failed)) {  // a bad configuration, say: an orderly end without MPI's words about an abort
-    if (rank_ == 0) print_error(message);
+    if (rank_ == 0) print_error(name_host(message, hosts_));
     return code;
   }
   // The lowest of those that failed speaks, and its abort ends the others.
   if (lower_failed)
     std::this_thread::sleep_for(kEnd);
   else
-    print_error(fmt::format("rank {}: {}", rank_, message));
+    print_error(name_host(fmt::format("rank {}: {}", rank_, message), hosts_));
   std::this_thread::sleep_for(std::chrono::milliseconds(50));  // for the launcher to pass the line on
   MPI_Abort(MPI_COMM_WORLD, code);
   std::_Exit(code);

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "parallel/comm/communicator.h"
 
@@ -37,7 +38,8 @@ class Process {
  private:
   bool all_fail(bool& lower_failed);
   struct Mpi;
-  std::unique_ptr<Mpi> mpi_;  // null without a launcher
+  std::unique_ptr<Mpi> mpi_;        // null without a launcher
+  std::vector<std::string> hosts_;  // by rank; empty: all on this one
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1, ranks_on_cores_ = 1;
 };
 

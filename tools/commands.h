@@ -17,6 +17,7 @@ int generate(Process& process, std::vector<std::string> arguments);
 int plan(Process& process, std::vector<std::string> arguments);
 int bench(Process& process, std::vector<std::string> arguments);
 int scale(Process& process, std::vector<std::string> arguments);
+int launch(Process& process, std::vector<std::string> arguments);
 int bench_kernels(Process& process, const std::vector<std::string>& arguments);  ///< of `bench kernels`
 int bench_comm(Process& process, const std::vector<std::string>& arguments);     ///< of `bench comm`
 int bench_handoff(Process& process, const std::vector<std::string>& arguments);  ///< of `bench handoff`

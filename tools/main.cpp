@@ -15,9 +15,10 @@ struct Command {
   std::string_view summary;
 };
 
-constexpr std::array<Command, 7> kCommands = {{
+constexpr std::array<Command, 8> kCommands = {{
     {"prepare", prepare, true, "turn text into a token file"},
     {"train", train, false, "train a model from a configuration"},
+    {"launch", launch, true, "start training on all ranks: mpirun here or on hosts, or a job of SLURM"},
     {"verify", verify, false, "check this build against a file of the reference implementation"},
     {"generate", generate, true, "write text with a trained model"},
     {"plan", plan, true, "show how N ranks will share a model, and how long a step will take"},

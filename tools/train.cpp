@@ -1,6 +1,7 @@
 // transmamba train: from a configuration to a trained model.
 #include <fmt/core.h>
 
+#include "launch/agreement.h"
 #include "launch/trainer.h"
 #include "tools/commands.h"
 
@@ -19,6 +20,8 @@ int train(Process& process, std::vector<std::string> arguments) {
   StopSignals signals;  // from here on: one that comes while a run starts is not lost
   Session session(config.train, process);
   const auto world = session.world(process, static_cast<double>(config.parallel.timeout));
+  for (const std::string& warning : check_same_program(*world))
+    if (process.rank() == 0) fmt::print(stderr, "warning: {}\n", warning);
   Trainer trainer(config, session, *world, &signals);
   const ExitCode code = trainer.run();
   if (code == kExitStopped)

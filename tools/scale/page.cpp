@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "launch/child_process.h"
+
 namespace transmamba {
 namespace {
 

@@ -131,19 +131,6 @@ Round round_of(const Json& json) {
 
 }  // namespace
 
-std::string shell_words(const std::vector<std::string>& words) {
-  std::vector<std::string> quoted;
-  for (const std::string& word : words) {
-    const bool plain = !word.empty() && word.find_first_not_of(
-                                            "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                            "0123456789_-+=./:,@%") == std::string::npos;
-    std::string inside;
-    for (const char c : word) inside += c == '\'' ? "'\\''" : std::string(1, c);
-    quoted.push_back(plain ? word : "'" + inside + "'");
-  }
-  return fmt::format("{}", fmt::join(quoted, " "));
-}
-
 std::filesystem::path run_folder(const std::filesystem::path& folder, const ScaleRun& run) {
   return folder / "runs" / run.name;
 }

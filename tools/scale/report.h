@@ -42,9 +42,6 @@ struct ScaleReport {
 std::vector<CarriedOn> carry_on(const Cluster& cluster, const std::vector<ScaleSize>& sizes,
                                 const std::vector<std::string>& modes, int base_ranks);
 
-/// Words as a shell would take them.
-std::string shell_words(const std::vector<std::string>& words);
-
 /// Where a run keeps its configuration, output and numbers; `folder` is that of all results.
 std::filesystem::path run_folder(const std::filesystem::path& folder, const ScaleRun& run);
 /// What starts a run, whose configuration is run.cfg there.

@@ -1,0 +1,160 @@
+#include "launch/mpirun.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <csignal>
+#include <thread>
+
+#include "launch/child_process.h"
+#include "tests/core/files.h"
+
+namespace transmamba {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::Contains;
+using ::testing::ElementsAre;
+using testing::error_of;
+using testing::Folder;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+using testing::slurp;
+using testing::spill;
+using Words = std::vector<std::string>;
+
+TEST(Hosts, AreReadFromAListAndFromAHostfile) {
+  EXPECT_THAT(parse_hosts("a:4,b.cluster:2"), ElementsAre(HostSlots{"a", 4}, HostSlots{"b.cluster", 2}));
+  const Folder folder;
+  spill(folder / "hosts", "# two\na slots=4\n\nb slots=2 # small\n");
+  EXPECT_THAT(read_hostfile(folder / "hosts"), ElementsAre(HostSlots{"a", 4}, HostSlots{"b", 2}));
+}
+
+TEST(Hosts, ThatMeanNothingAreNamed) {
+  for (const char* list : {"a", "a:0", "a:x", ":4", "a:4,", "a:4,,b:4"})
+    EXPECT_THAT(error_of([&] { parse_hosts(list); }), AllOf(HasSubstr("a:4,b:4"), HasSubstr(list))) << list;
+  EXPECT_THAT(error_of([&] { parse_hosts("a:4,a:4"); }), HasSubstr("host a is given twice"));
+  EXPECT_THAT(error_of([&] { parse_hosts(""); }), HasSubstr("at least one host"));
+  const Folder folder;
+  spill(folder / "hosts", "a 4\n");
+  EXPECT_THAT(error_of([&] { read_hostfile(folder / "hosts"); }), HasSubstr("got \"a 4\""));
+  EXPECT_THAT(error_of([&] { read_hostfile(folder / "absent"); }), HasSubstr("absent"));
+}
+
+TEST(Mpirun, GivesRanksOfSeveralHostsWhatTheyNeed) {
+  setenv("NCCL_TEST_ONLY", "1", 1);
+  const Words words = mpirun_words(6, {{"a", 4}, {"b", 2}});
+  unsetenv("NCCL_TEST_ONLY");
+  const std::string line = shell_words(words);
+  EXPECT_THAT(line,
+              HasSubstr("mpirun -np 6 --host a:4,b:2 --wdir " + std::filesystem::current_path().string()));
+  EXPECT_THAT(line, AllOf(HasSubstr("--mca oob_tcp_keepalive_time"), HasSubstr("-x NCCL_TEST_ONLY")));
+  setenv("OMPI_MCA_oob_tcp_keepalive_time", "99", 1);
+  EXPECT_THAT(mpirun_words(1, {{"a", 1}}), Not(Contains("oob_tcp_keepalive_time")));  // the user's own holds
+  unsetenv("OMPI_MCA_oob_tcp_keepalive_time");
+}
+
+TEST(Mpirun, LetsMoreRanksThanCoresShareThem) {
+  EXPECT_THAT(shell_words(mpirun_words(4096, {})), HasSubstr("mpi_yield_when_idle 1"));
+  EXPECT_THAT(mpirun_words(1, {}), ElementsAre("mpirun", "-np", "1"));
+}
+
+TEST(Restarts, FollowCrashesAndNotMistakes) {
+  const auto worth = [](int code, bool stepped, bool killed = false, bool before = false) {
+    return is_worth_restarting({.code = code, .stepped = stepped, .killed = killed}, before);
+  };
+  EXPECT_TRUE(worth(137, true));
+  EXPECT_TRUE(worth(1, true));
+  EXPECT_TRUE(worth(137, false, true));       // killed while it started
+  EXPECT_TRUE(worth(1, false, false, true));  // a restart that met a host that is still gone
+  EXPECT_FALSE(worth(1, false));              // a configuration that does not fit
+  EXPECT_FALSE(worth(134, false));            // mpirun's own, of a program that is not there
+  for (const int code : {0, 2, 75}) EXPECT_FALSE(worth(code, true, true, true)) << code;
+  EXPECT_FALSE(is_worth_restarting({.code = 1, .stepped = true, .asked = true}, true));
+}
+
+/// Runs a script as if it were mpirun, with a file `n` that counts its starts.
+struct Started {
+  int code = 0;
+  std::string out, err;
+  std::size_t starts = 0;
+};
+Started start(const std::string& script, std::int64_t max_restarts) {
+  const Folder folder;
+  const std::string count = fmt::format("echo $1 >>{0}; n=$(wc -l <{0}); ", (folder / "n").string());
+  Started s;
+  ::testing::internal::CaptureStdout(), ::testing::internal::CaptureStderr();
+  s.code = run_with_restarts({"sh", "-c", count + script, "sh", "first"},
+                             {"sh", "-c", count + script, "sh", "again"}, max_restarts);
+  s.out = ::testing::internal::GetCapturedStdout(), s.err = ::testing::internal::GetCapturedStderr();
+  const std::string log = slurp(folder / "n");
+  s.starts = static_cast<std::size_t>(std::count(log.begin(), log.end(), '\n'));
+  EXPECT_TRUE(log.starts_with("first\n") && log.find("first", 1) == std::string::npos) << log;
+  return s;
+}
+
+TEST(Restarts, GoOnUntilARunIsDone) {
+  const Started s = start("echo step 1; [ $n = 3 ] || exit 137", 5);
+  EXPECT_EQ(s.code, 0);
+  EXPECT_EQ(s.starts, 3U);
+  EXPECT_THAT(s.out, HasSubstr("step 1\nstep 1\nstep 1\n"));
+  EXPECT_THAT(s.err, AllOf(HasSubstr("launch: exit code 137 after 0."), HasSubstr("restart 1 of at most 5"),
+                           HasSubstr("restart 2 of at most 5")));
+}
+
+TEST(Restarts, EndAfterAsManyAsAreAllowed) {
+  const Started s = start("echo step 1; exit 9", 2);
+  EXPECT_EQ(s.code, 9);
+  EXPECT_EQ(s.starts, 3U);
+  EXPECT_THAT(s.err, HasSubstr("train.max_restarts = 2: the end"));
+}
+
+TEST(Restarts, DoNotRepeatAMistake) {
+  const Started s = start("echo transmamba: [config] wrong >&2; exit 1", 3);
+  EXPECT_EQ(s.code, 1);
+  EXPECT_EQ(s.starts, 1U);
+  EXPECT_THAT(s.err, AllOf(HasSubstr("[config] wrong"),
+                           HasSubstr("not restarted: exit code 1 before the first step")));
+  EXPECT_EQ(start("echo step 1; exit 75", 3).starts, 1U);
+  EXPECT_EQ(start("exit 2", 3).starts, 1U);
+}
+
+TEST(Restarts, AreNotSpokenOfWhereNobodyAskedForThem) {
+  const Started s = start("echo step 1; exit 1", 0);
+  EXPECT_EQ(s.code, 1);
+  EXPECT_THAT(s.err, IsEmpty());
+}
+
+TEST(Restarts, EndAtASignalWhichReachesTheRanksAsUsr1AndThenAsTerm) {
+  for (const auto& [signals, code] : std::vector<std::pair<int, int>>{{1, 75}, {2, 143}}) {
+    std::thread([n = signals] {
+      for (int i = 0; i < n; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(400));
+        kill(getpid(), i == 0 ? SIGINT : SIGTERM);
+      }
+    }).detach();
+    const std::string at_usr1 = signals == 1 ? "exit 75" : ":";
+    const Started s = start("echo step 1; trap '" + at_usr1 +
+                                "' USR1; trap 'exit 143' TERM; "
+                                "for i in $(seq 200); do sleep 0.05; done; exit 1",
+                            3);
+    EXPECT_EQ(s.code, code);
+    EXPECT_EQ(s.starts, 1U);
+  }
+}
+
+TEST(Mpirun, IsExplainedWithTheHostAndWhatToDo) {
+  EXPECT_THAT(explain_mpirun("mpirun was unable to launch the specified application as it could not access\n"
+                             "or execute an executable:\n\nExecutable: /x/transmamba\nNode: h2\n"),
+              HasSubstr("host h2 has no program /x/transmamba: it has to be at that path"));
+  EXPECT_THAT(
+      explain_mpirun("could not\nchange to the specified working directory:\n\nWorking directory: /x/y\n"
+                     "Node: h2\n"),
+      HasSubstr("host h2 has no folder /x/y"));
+  EXPECT_THAT(explain_mpirun("bind() failed on h2: Address already in use"), HasSubstr("a port"));
+  EXPECT_THAT(explain_mpirun("all is well"), IsEmpty());
+}
+
+}  // namespace
+}  // namespace transmamba
