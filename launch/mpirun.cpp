@@ -70,6 +70,7 @@ std::vector<HostSlots> parse_hosts(const std::string& list) {
     check(colon != std::string::npos && colon > 0, kWhere, "{}", wanted);
     hosts.push_back({word.substr(0, colon), parse_slots(wanted, word.substr(colon + 1))});
   }
+  check(!list.ends_with(','), kWhere, "{}", wanted);
   check_distinct("--hosts", hosts);
   return hosts;
 }

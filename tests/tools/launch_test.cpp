@@ -19,7 +19,7 @@ using Words = std::vector<std::string>;
 
 LaunchOptions parsed(Words words) {
   words.insert(words.begin(), std::string(TRANSMAMBA_SOURCE_DIR) + "/configs/tiny-cpu.cfg");
-  words.insert(words.end(), {"--model.vocab_size", "256"});
+  words.insert(words.end(), {"--model.vocab_size", "256", "--train.micro_batch", "2"});
   return parse_launch_options(words);
 }
 LaunchPlan planned(const Words& words) { return plan_launch(parsed(words), "/x/transmamba"); }
@@ -76,7 +76,7 @@ TEST(LaunchPlan, GoesOnFromTheNewestCheckpoint) {
   const LaunchPlan plan = planned({"--local", "--checkpoint.path", "c", "--profile", "3"});
   EXPECT_EQ(shell_words(plan.first), "/x/transmamba train " TRANSMAMBA_SOURCE_DIR
                                      "/configs/tiny-cpu.cfg --checkpoint.path c --log.profile 3 "
-                                     "--model.vocab_size 256 --checkpoint.resume auto");
+                                     "--model.vocab_size 256 --train.micro_batch 2 --checkpoint.resume auto");
   EXPECT_EQ(plan.first, plan.again);
   EXPECT_THAT(shell_words(planned({"--local"}).first), Not(HasSubstr("resume")));
 }
