@@ -14,12 +14,12 @@
 
 #include "kernels/check.h"
 #include "launch/child_process.h"
+#include "launch/exit_codes.h"
 
 namespace transmamba {
 namespace {
 
 constexpr auto kWhere = "launch";
-constexpr int kDone = 0, kUsage = 2, kStopped = 75;
 
 int parse_slots(const std::string& what, const std::string& text) {
   int slots = 0;
@@ -121,8 +121,8 @@ std::vector<std::string> mpirun_words(int ranks, const std::vector<HostSlots>& h
 }
 
 bool is_worth_restarting(const Attempt& a, bool stepped_before) {
-  if (a.asked || a.code == kDone || a.code == kUsage || a.code == kStopped) return false;
-  return a.stepped || a.killed || stepped_before;
+  if (a.asked || a.code == kExitDone || a.code == kExitUsage || a.code == kExitStopped) return false;
+  return a.stepped || a.killed || a.code == kExitLost || stepped_before;
 }
 
 namespace {
@@ -153,7 +153,7 @@ int run_with_restarts(const std::vector<std::string>& first, const std::vector<s
   bool stepped = false;
   for (std::int64_t restarts = 0, idle = 0;; ++restarts) {
     const Attempt a = attempt(restarts == 0 ? first : again);
-    const bool has_failed = !a.asked && a.code != kDone && a.code != kStopped;
+    const bool has_failed = !a.asked && a.code != kExitDone && a.code != kExitStopped;
     if (has_failed && a.errors.find("\ntransmamba: ") == std::string::npos &&
         !a.errors.starts_with("transmamba: "))
       if (const std::string why = explain_mpirun(a.errors); !why.empty()) say(why);
@@ -188,7 +188,8 @@ std::string explain_mpirun(const std::string& errors) {
         "host {} has no folder {}: start this in one that every host has, as on a shared file system", node,
         after(errors, "Working directory: "));
   if (has("Address already in use") || has("address already in use"))
-    return "a port that was asked for is taken: end what has it (`ss -ltnp` on that host shows it), or ask for "
+    return "a port that was asked for is taken: end what has it (`ss -ltnp` on that host shows it), or ask "
+           "for "
            "another one, or none (OMPI_MCA_btl_tcp_port_min_v4, OMPI_MCA_oob_tcp_static_ipv4_ports)";
   if (has("run as root") || has("running as root"))
     return "mpirun refuses to run as root: be another user, or set OMPI_ALLOW_RUN_AS_ROOT=1 and "

@@ -66,6 +66,7 @@ TEST(Restarts, FollowCrashesAndNotMistakes) {
   };
   EXPECT_TRUE(worth(137, true));
   EXPECT_TRUE(worth(1, true));
+  EXPECT_TRUE(worth(76, false));              // a rank was lost, says another
   EXPECT_TRUE(worth(137, false, true));       // killed while it started
   EXPECT_TRUE(worth(1, false, false, true));  // a restart that met a host that is still gone
   EXPECT_FALSE(worth(1, false));              // a configuration that does not fit

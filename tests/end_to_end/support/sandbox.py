@@ -23,8 +23,7 @@ def enter(*tools):
     for words in ["link set lo up", "link add out0 type veth peer name out1", "addr add 198.18.9.1/24 dev out0",
                   "link set out0 up", "link set out1 up"]:
         ip(words)
-    Path("/run/netns").mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "netns", "/run/netns"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "run", "/run"], check=True)  # sockets, names of networks
 
 
 # The first process of a process namespace takes all others with it, and --kill-child ends it where unshare ends.
