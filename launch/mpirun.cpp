@@ -196,11 +196,16 @@ std::string explain_mpirun(const std::string& errors) {
            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1";
   if (has("not enough slots"))
     return "mpirun has fewer places (slots) than ranks: -n should be at most what the hosts offer";
-  if (has("unable to reliably start one or more daemons") || has("lost communication with a remote daemon") ||
-      has("lost connection"))
-    return "a host could not be reached, or has another Open MPI: `ssh HOST mpirun --version` must work from "
-           "here "
-           "without a password, and print the same, for each host";
+  if (has("lost communication with a remote daemon")) {
+    const std::string daemon = after(errors, "Remote daemon: ");
+    return fmt::format("host {} is gone: it, its network or mpirun's daemon there failed",
+                       daemon.substr(std::min(daemon.rfind(' '), daemon.size() - 1) + 1));
+  }
+  if (has("unable to reliably start one or more daemons"))
+    return fmt::format(
+        "a host could not be reached ({}): `ssh HOST mpirun --version` has to work from here, without a "
+        "password, for each host, and to print the same",
+        errors.substr(0, errors.find('\n')));
   return {};
 }
 

@@ -27,13 +27,13 @@ std::vector<std::string> mpirun_words(int ranks, const std::vector<HostSlots>& h
 
 /// How one start of all ranks went.
 struct Attempt {
-  int code = 0;        ///< mpirun's
+  int code = 0;          ///< mpirun's
   std::string ending{};  ///< "exit code 1"
   double seconds = 0;
   bool stepped = false;  ///< it trained a step: a line of its output says so
   bool killed = false;   ///< a signal ended one of its ranks, says mpirun
   bool asked = false;    ///< a signal to this process asked it to end
-  std::string errors{};    ///< last lines of all that it wrote, without those of steps
+  std::string errors{};  ///< last lines of all that it wrote, without those of steps
 };
 
 /// Whether another start may do better than this one: not after success, an orderly stop or a mistake in what

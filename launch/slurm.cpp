@@ -61,7 +61,8 @@ std::string fill_in(const std::string& text, const SlurmJob& job) {
                         [&](const auto& line) { return line.starts_with(start); });
   };
   for (const auto& [name, value] : job.options) {
-    const std::string option = "#SBATCH --" + name, whole = value.empty() ? option : fmt::format("{}={}", option, value);
+    const std::string option = "#SBATCH --" + name,
+                      whole = value.empty() ? option : fmt::format("{}={}", option, value);
     const auto last = std::find_if(lines.rbegin(), lines.rend(),
                                    [](const auto& line) { return line.starts_with("#SBATCH "); });
     check(last != lines.rend(), kWhere, "the template has no line that starts with #SBATCH");

@@ -5,7 +5,10 @@ it, the profile says which axis crosses the slow link between them, and an error
     parallel_hosts.py PROGRAM SCRATCH_FOLDER
 """
 import json
+import re
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 from support import sandbox
@@ -48,4 +51,64 @@ for crossing, inside, placement in [("cp", "tp", "slot"), ("tp", "cp", "node")]:
     print(f"{crossing} across hosts: MB/s by axis {rate}")
     expect(rate[crossing] < 5 and rate[inside] > 4 * rate[crossing],
            f"expected {crossing}, across 2.5 MB/s, to be the slow axis, got MB/s {rate}")
+hosts.limit("h1", None), hosts.limit("h2", None)
+del hosts.environment["OMPI_MCA_rmaps_base_mapping_policy"]
+
+# ---- what only one host has, or another than the others. On h2 `there` is mounted over `here`
+here, there = SCRATCH / "here", SCRATCH / "there"
+for folder in [here, there]:
+    folder.mkdir()
+    for file in [PROGRAM, "run.cfg", "tokens.h5"]:
+        shutil.copy(file, folder)
+hosts.mounts("h2", f"mount --bind {there} {here}")
+ON_HERE = ["launch", here / "run.cfg", *RANKS, "--data.path", here / "tokens.h5"]
+
+
+def fails(name, start, *parts, words=ON_HERE):
+    done = hosts.on("h1", here / PROGRAM.name, *words)
+    ours = [line for line in done.stderr.splitlines() if line.startswith(start)]
+    expect(done.returncode != 0 and len(ours) == 1 and all(part in ours[0] for part in parts),
+           f"{name}: expected one line {start!r} with {parts}, got {done.returncode}: {done.stderr}")
+
+
+done = hosts.on("h1", here / PROGRAM.name, *ON_HERE)
+expect(done.returncode == 0 and not done.stderr, f"expected hosts with equal files to train, got {done}")
+with open(there / PROGRAM.name, "ab") as program:
+    program.write(b"another build")
+fails("another program", "transmamba: ", "[program] ranks 0 on h1 and 2 on h2 run different builds")
+(there / PROGRAM.name).unlink()
+fails("no program", "launch: ", f"host h2 has no program {here / PROGRAM.name}")
+shutil.copy(PROGRAM, there)
+(there / "run.cfg").write_text((here / "run.cfg").read_text().replace("lr = 1e-2", "lr = 2e-2"))
+fails("another configuration", "transmamba: ", "[config] ranks 0 on h1 and 2 on h2", "lr = 0.01", "lr = 0.02")
+(there / "run.cfg").unlink()
+fails("no configuration", "transmamba: rank 2 on h2: [config] no configuration file", "every host has to see")
+shutil.copy(here / "run.cfg", there)
+(there / "tokens.h5").unlink()
+fails("no data", "transmamba: rank 2 on h2: ", "tokens.h5", "every host has to see")
+hosts.mounts("h2", "")
+
+# ---- a host whose network is gone for some seconds: it is noticed, and the run goes on when it is back
+errors = Path("cut.err")
+with open("cut.out", "w") as out, open(errors, "w") as err:
+    process = subprocess.Popen([hosts.enter, "h1", PROGRAM, "launch", f"{SCRATCH}/run.cfg", *RANKS, "--checkpoint.path", "cut",
+                                "--checkpoint.every", "10", "--train.steps", "60", "--train.max_restarts", "5"],
+                               env=hosts.environment, stdout=out, stderr=err)
+
+
+def wait_for(text, file, seconds):
+    until = time.time() + seconds
+    while text not in Path(file).read_text() and process.poll() is None and time.time() < until:
+        time.sleep(0.02)
+    expect(text in Path(file).read_text(), f"expected {text!r} within {seconds} s, got {Path(file).read_text()[-2000:]}")
+
+
+wait_for("step 20/60", "cut.out", 30)
+sandbox.ip("-n h2 link set eth0 down")
+wait_for("launch: host h2 is gone", errors, 10)
+sandbox.ip("-n h2 link set eth0 up")
+wait_for("step 60/60", "cut.out", 60)
+expect(process.wait(timeout=30) == 0 and re.search(r"launch: exit code \d+ after \S+ s: restart 1 of at most 5", errors.read_text()),
+       f"expected the run to be restarted and to end well, got {process.returncode}: {errors.read_text()}")
+fails("no such host", "launch: ", "a host could not be reached", "h9", words=["launch", "run.cfg", "--hosts", "h1:2,h9:2"])
 finish("two hosts")

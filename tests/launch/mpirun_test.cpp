@@ -154,6 +154,14 @@ TEST(Mpirun, IsExplainedWithTheHostAndWhatToDo) {
                      "Node: h2\n"),
       HasSubstr("host h2 has no folder /x/y"));
   EXPECT_THAT(explain_mpirun("bind() failed on h2: Address already in use"), HasSubstr("a port"));
+  EXPECT_THAT(explain_mpirun(
+                  "ORTE has lost communication with a remote daemon.\n\n  Remote daemon: [[1,0],1] on node "
+                  "h2\n"),
+              HasSubstr("host h2 is gone"));
+  EXPECT_THAT(explain_mpirun(
+                  "ssh: connect to host h9 port 22: No route to host\n---\nORTE was unable to reliably start "
+                  "one or more daemons.\n"),
+              AllOf(HasSubstr("(ssh: connect to host h9"), HasSubstr("`ssh HOST mpirun --version`")));
   EXPECT_THAT(explain_mpirun("all is well"), IsEmpty());
 }
 

@@ -2,7 +2,7 @@
 """A real SLURM trains on 4 ranks of 2 nodes by `transmamba launch`: warned of its time limit a job saves, goes back to
 the queue, and ends with the bits of one that was left alone; a crash does the same, a mistake does not.
 
-    parallel_slurm.py PROGRAM SCRATCH_FOLDER
+    slurm.py PROGRAM SCRATCH_FOLDER
 
 Takes 45 s, most of which it waits: SLURM looks at time limits each half minute.
 """
@@ -21,7 +21,7 @@ from support.program import PROGRAM, clean_scratch, expect, finish, make_config,
 clean_scratch()
 make_data()
 MESH = "[parallel]\ntp = 2\ncp = 2\n[checkpoint]\nevery = 50\n"
-STEPS, PLAIN = 200, make_config(MESH, "plain.cfg")
+STEPS, PLAIN = 100, make_config(MESH, "plain.cfg")
 began = slurm.start()
 env = {**ENVIRONMENT, "SLURM_CONF": str(slurm.FOLDER / "slurm.conf")}
 jobs = {}
