@@ -130,8 +130,9 @@ namespace {
 Attempt attempt(const std::vector<std::string>& words) {
   Attempt a;
   const auto start = std::chrono::steady_clock::now();
-  const ShownResult result = run_shown(words, [&](const std::string& line) {
-    if (line.starts_with("step ")) return void(a.stepped = true);
+  const ShownResult result = run_shown(words, [&](const std::string& line, bool is_error) {
+    a.stepped |= line.starts_with("step ");
+    if (!is_error) return;
     a.killed |= line.find("exited on signal") != std::string::npos;
     a.errors += line + "\n";
     if (a.errors.size() > 1 << 16) a.errors.erase(0, 1 << 15);
@@ -201,11 +202,16 @@ std::string explain_mpirun(const std::string& errors) {
     return fmt::format("host {} is gone: it, its network or mpirun's daemon there failed",
                        daemon.substr(std::min(daemon.rfind(' '), daemon.size() - 1) + 1));
   }
-  if (has("unable to reliably start one or more daemons"))
+  if (const std::size_t at = errors.find("ORTE was unable to reliably start"); at != std::string::npos) {
+    std::istringstream before(errors.substr(0, at));  // what ssh says, which names the host
+    std::string said;
+    for (std::string line; std::getline(before, line);)
+      if (line.find_first_not_of(" -") != std::string::npos) said = fmt::format(" ({})", line);
     return fmt::format(
-        "a host could not be reached ({}): `ssh HOST mpirun --version` has to work from here, without a "
-        "password, for each host, and to print the same",
-        errors.substr(0, errors.find('\n')));
+        "a host could not be reached, or is gone{}: `ssh HOST mpirun --version` has to work from here, "
+        "without a password, for each host, and to print the same",
+        said);
+  }
   return {};
 }
 

@@ -33,7 +33,7 @@ struct Attempt {
   bool stepped = false;  ///< it trained a step: a line of its output says so
   bool killed = false;   ///< a signal ended one of its ranks, says mpirun
   bool asked = false;    ///< a signal to this process asked it to end
-  std::string errors{};  ///< last lines of all that it wrote, without those of steps
+  std::string errors{};  ///< what it wrote to stderr, the last of it
 };
 
 /// Whether another start may do better than this one: not after success, an orderly stop or a mistake in what

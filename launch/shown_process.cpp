@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <utility>
 
 #include "kernels/check.h"
 #include "launch/child_process.h"
@@ -38,10 +39,12 @@ class SignalCount {
   std::array<struct sigaction, kSignals.size()> before_{};
 };
 
+using See = std::function<void(const std::string&)>;
+
 /// What a child writes to one of its streams.
 class Stream {
  public:
-  explicit Stream(int to) : to_(to) {
+  Stream(int to, See see) : to_(to), see_(std::move(see)) {
     std::array<int, 2> ends{};
     check(pipe2(ends.data(), O_CLOEXEC) == 0, "launch", "pipe: {}", std::strerror(errno));
     fcntl(ends[0], F_SETFL, O_NONBLOCK);
@@ -56,7 +59,7 @@ class Stream {
     child_ = -1;
   }
   /// Passes on what is there.
-  void pass_on(const std::function<void(const std::string&)>& see) {
+  void pass_on() {
     std::array<char, 1 << 16> bytes{};
     for (ssize_t got = 0; open_ && (got = read(from_, bytes.data(), bytes.size())) >= 0;) {
       open_ = got > 0;
@@ -64,12 +67,13 @@ class Stream {
         wrote = write(to_, bytes.data() + done, static_cast<std::size_t>(got - done));
       line_.append(bytes.data(), static_cast<std::size_t>(got));
       for (std::size_t end; (end = line_.find('\n')) != std::string::npos; line_.erase(0, end + 1))
-        see(line_.substr(0, end));
+        see_(line_.substr(0, end));
     }
   }
 
  private:
   int to_, from_ = -1, child_ = -1;
+  See see_;
   bool open_ = true;
   std::string line_;
 };
@@ -77,10 +81,11 @@ class Stream {
 }  // namespace
 
 ShownResult run_shown(const std::vector<std::string>& words,
-                      const std::function<void(const std::string&)>& see) {
+                      const std::function<void(const std::string&, bool)>& see) {
   std::fflush(stdout);
   const SignalCount signals;
-  Stream out(STDOUT_FILENO), err(STDERR_FILENO);
+  Stream out(STDOUT_FILENO, [&](const auto& line) { see(line, false); });
+  Stream err(STDERR_FILENO, [&](const auto& line) { see(line, true); });
   const pid_t child = start_child(words, out.child(), err.child(), /*own_group=*/true);
   out.close_child(), err.close_child();
   int status = 0, told = 0;
@@ -89,7 +94,7 @@ ShownResult run_shown(const std::vector<std::string>& words,
     poll(wait.data(), wait.size(), 50);
     for (; told < signals.count(); ++told) kill(child, told == 0 ? SIGUSR1 : SIGTERM);
     ended = has_ended(child, words[0], status);
-    out.pass_on(see), err.pass_on(see);  // after its end once more: what it wrote last
+    out.pass_on(), err.pass_on();  // after its end once more: what it wrote last
   }
   ShownResult result;
   static_cast<ChildResult&>(result) = result_of(status);

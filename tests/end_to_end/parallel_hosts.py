@@ -20,38 +20,39 @@ from support.program import PROGRAM, SCRATCH, clean_scratch, expect, finish, mak
 
 clean_scratch()
 make_data()
-make_config("[parallel]\ntp = 2\ncp = 2\n")
+make_config("[parallel]\ntp = 2\n")
 hosts = Hosts("hosts", 2)
-RANKS = ["--hosts", "h1:2,h2:2"]
+RANKS = ["--hosts", "h1:2,h2:2", "--train.global_batch", "4"]
 
 
-def launch(*words, program=PROGRAM):
-    return hosts.on("h1", program, "launch", f"{SCRATCH}/run.cfg", *RANKS, *words)
+def launch(*words):
+    return hosts.on("h1", PROGRAM, "launch", f"{SCRATCH}/run.cfg", *RANKS, *words)
 
 
 # ---- it trains, as it does on one host
 done = launch("--checkpoint.path", "apart", "--checkpoint.every", 3)
 expect(done.returncode == 0 and not done.stderr, f"expected training on two hosts, got {done}")
-succeeds(4, "train", "run.cfg", "--checkpoint.path", "together")
+succeeds(4, "train", "run.cfg", "--train.global_batch", 4, "--checkpoint.path", "together")
 expect_equal("two hosts and one", losses("apart"), losses("together"), tolerance=1e-6)
 
-# ---- where the link between the hosts is slow, the axis across it is: tp and cp change places
-hosts.limit("h1", "20mbit")
-hosts.limit("h2", "20mbit")
-wide = ["--train.seq_len", 128, "--model.hidden_size", 64, "--train.steps", 8, "--profile", 4]
+# ---- where the link between the hosts is slow, 1 MB/s, the axis across it is: tp and cp change places
+for name in hosts.names:
+    hosts.limit(name, "8mbit")
 for crossing, inside, placement in [("cp", "tp", "slot"), ("tp", "cp", "node")]:
     hosts.environment["OMPI_MCA_rmaps_base_mapping_policy"] = placement
-    done = launch(*wide, "--log.profile_path", crossing)
+    done = launch("--parallel.cp", 2, "--train.seq_len", 256, "--model.transpoints", "T", "--train.steps", 5, "--profile", 2,
+                  "--log.profile_path", crossing)
     expect(done.returncode == 0, f"{crossing} across hosts: expected success, got {done}")
-    rates = {}
+    totals = {}
     for call in json.loads(Path(f"{crossing}/profile.json").read_text())["communication"]:
-        bytes_, seconds = rates.get(call["axis"], (0, 0))
-        rates[call["axis"]] = bytes_ + call["bytes_per_step"], seconds + call["transfer_seconds_per_step"]
-    rate = {axis: b / s / 1e6 for axis, (b, s) in rates.items() if s > 0}
+        bytes_, seconds = totals.get(call["axis"], (0, 0))
+        totals[call["axis"]] = bytes_ + call["bytes_per_step"], seconds + call["transfer_seconds_per_step"]
+    rate = {axis: bytes_ / seconds / 1e6 for axis, (bytes_, seconds) in totals.items()}
     print(f"{crossing} across hosts: MB/s by axis {rate}")
-    expect(rate[crossing] < 5 and rate[inside] > 4 * rate[crossing],
-           f"expected {crossing}, across 2.5 MB/s, to be the slow axis, got MB/s {rate}")
-hosts.limit("h1", None), hosts.limit("h2", None)
+    expect(rate[crossing] < 2 and rate[inside] > 3 * rate[crossing],
+           f"expected {crossing}, across 1 MB/s, to be the slow axis, got MB/s {rate}")
+for name in hosts.names:
+    hosts.limit(name, None)
 del hosts.environment["OMPI_MCA_rmaps_base_mapping_policy"]
 
 # ---- what only one host has, or another than the others. On h2 `there` is mounted over `here`
@@ -105,10 +106,10 @@ def wait_for(text, file, seconds):
 
 wait_for("step 20/60", "cut.out", 30)
 sandbox.ip("-n h2 link set eth0 down")
-wait_for("launch: host h2 is gone", errors, 10)
+wait_for(": restart 1 of at most 5", errors, 20)
 sandbox.ip("-n h2 link set eth0 up")
 wait_for("step 60/60", "cut.out", 60)
-expect(process.wait(timeout=30) == 0 and re.search(r"launch: exit code \d+ after \S+ s: restart 1 of at most 5", errors.read_text()),
+expect(process.wait(timeout=30) == 0 and re.search(r"launch: (host h2|a host).* is gone", errors.read_text()),
        f"expected the run to be restarted and to end well, got {process.returncode}: {errors.read_text()}")
-fails("no such host", "launch: ", "a host could not be reached", "h9", words=["launch", "run.cfg", "--hosts", "h1:2,h9:2"])
+fails("no such host", "launch: ", "a host could not be reached", "h9", words=["launch", "run.cfg", "--hosts", "h1:2,h9:2", "--train.global_batch", 4])
 finish("two hosts")

@@ -53,5 +53,5 @@ class Hosts:
 
     def limit(self, name, rate):
         """What this host sends goes at this rate at most, as tc writes it; None: no limit."""
-        act = "del dev eth0 root" if rate is None else f"replace dev eth0 root tbf rate {rate} burst 64kb latency 200ms"
+        act = "del dev eth0 root" if rate is None else f"replace dev eth0 root tbf rate {rate} burst 8kb latency 200ms"
         subprocess.run(["tc", "-n", name, "qdisc", *act.split()], check=True)
