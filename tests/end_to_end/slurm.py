@@ -63,8 +63,8 @@ ends("whole", 0, "by srun --mpi=pmix", "PENDING", "launch: job 1, start 1, on n[
      "launch: done after", "COMPLETED")
 
 # ---- one that loses a rank in each start, and one that cannot start, meanwhile
-submit("crash", PLAIN, "--ranks-per-node", 1, "--parallel.cp", 1, "--checkpoint.every", 5, "--fault.kind", "kill", "--fault.rank", 1,
-       "--fault.step", 8, "--train.max_restarts", 1)
+submit("crash", PLAIN, "--ranks-per-node", 1, "--parallel.cp", 1, "--checkpoint.every", 5, "--checkpoint.async", "false",
+       "--fault.kind", "kill", "--fault.rank", 1, "--fault.step", 8, "--train.max_restarts", 1)
 submit("mistake", PLAIN, "--ranks-per-node", 1, "--parallel.cp", 1, "--data.path", "absent.h5", "--train.max_restarts", 1)
 
 # ---- one whose time is over too soon: half a minute after the controller's start. Until then each step is slow
