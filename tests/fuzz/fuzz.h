@@ -19,13 +19,14 @@ namespace transmamba::fuzz {
 
 /// One of the process, in memory where there is /dev/shm.
 inline const std::filesystem::path& folder() {
-  static const std::filesystem::path path = [] {
+  // Never destroyed: what removes it comes later than that would.
+  static const std::filesystem::path& path = *[] {
     std::error_code none;
     std::string name = std::filesystem::is_directory("/dev/shm", none) ? "/dev/shm" : "/tmp";
     name += "/transmamba-fuzz-XXXXXX";
     if (::mkdtemp(name.data()) == nullptr) std::abort();
     std::atexit([] { std::filesystem::remove_all(folder()); });
-    return std::filesystem::path(name);
+    return new std::filesystem::path(name);
   }();
   return path;
 }
