@@ -53,6 +53,7 @@ class Allocator::Pool {
   }
 
   virtual std::uint64_t fingerprint() const { return 0; }  ///< under the lock
+  virtual bool owns(const void*) const { return false; }
 
   std::mutex mutex;
   std::int64_t in_use = 0, peak = 0, reserved = 0;
@@ -140,6 +141,10 @@ class ArenaPool : public Allocator::Pool {
   explicit ArenaPool(std::unique_ptr<gpu::MemoryRange> range)
       : Pool(Arena::kAlign), range_(std::move(range)) {}
   std::uint64_t fingerprint() const override { return arena_.fingerprint(); }
+  bool owns(const void* address) const override {
+    const auto* const at = static_cast<const std::byte*>(address);
+    return at >= range_->address() && at < range_->address() + range_->size();
+  }
 
  private:
   std::byte* take(std::int64_t bytes) override {
@@ -203,6 +208,7 @@ void Allocator::reset_peak() {
   pool_->peak = pool_->in_use;
 }
 
+bool Allocator::owns(const void* address) const { return pool_->owns(address); }
 std::uint64_t Allocator::fingerprint() const {
   const std::lock_guard lock(pool_->mutex);
   return pool_->fingerprint();

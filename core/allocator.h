@@ -34,6 +34,8 @@ class Allocator {
   /// Of which blocks of a GPU's range are in use (core/arena.h): where it is what it was, the same requests
   /// get the same addresses. 0 for host memory.
   std::uint64_t fingerprint() const;
+  /// Whether an address is in a GPU's range, handed out or not. False for host memory.
+  bool owns(const void* address) const;
   /// From now on host memory that is returned to any Allocator of this process stays as it is, neither
   /// unmapped nor handed out again: someone outside may still read and write it. There is no way back.
   static void keep_all();

@@ -75,6 +75,7 @@ struct ParallelConfig {
   std::string cp_layout = "balanced";  ///< contiguous, zigzag, striped, balanced
   std::int64_t cp_chunk = 0;           ///< tokens of a stripe; 0: seq_len / (8 cp), at least 1
   std::int64_t virtual_stages = 1;     ///< model chunks a pipeline rank; above 1: interleaved 1F1B
+  bool copy_engines = true;            ///< between the GPUs of a host
   double bucket_mb = 25;               ///< MiB of gradients a reduce-scatter
   std::filesystem::path machine;       ///< what `bench --quick` measured; empty: built-in numbers
   std::int64_t timeout = 600;          ///< seconds a rank waits for the others in one call before it gives up

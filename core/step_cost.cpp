@@ -46,7 +46,10 @@ Seconds mixing_seconds(const ModelConfig& m, const Machine& machine, std::int64_
   if (cut < end) {
     const double after = real(end - cut);
     seconds += op(machine.scan, after * heads * n * p);
-    if (shared) seconds += op(machine.summary, after * heads * n * p);
+    // Later segments wait for this one's summary, earlier ones in the backward pass for its entry gradient,
+    // which costs the same.
+    const double summary = op(machine.summary, after * heads * n * p).forward;
+    if (shared) seconds += {end < seq_len ? summary : 0, begin > 0 ? summary : 0};
   }
   if (again == Recompute::full) seconds.backward += seconds.forward;
   return seconds;
@@ -99,7 +102,8 @@ std::vector<double> token_costs(const ModelConfig& m, std::span<const std::int64
   const double pair = both(machine.attention, heads * (n + p)),
                rotation = both(machine.rotation, heads * 2 * n);
   const double summary = both(machine.summary, heads * n * p);
-  const double scan = both(machine.scan, heads * n * p) + (shared ? summary : 0);
+  const double scan =
+      both(machine.scan, heads * n * p) + (shared ? 2 * machine.summary.forward * heads * n * p : 0);
 
   Seconds rest =
       mixer_rest_seconds(m, machine, tokens, 1) * real(static_cast<std::int64_t>(transpoints.size()));

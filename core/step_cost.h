@@ -27,7 +27,8 @@ struct Seconds {
 /// The part of a mixer that depends on where its tokens are, for tokens [begin, end) of one sequence: before
 /// P RoPE, attention over all tokens before (begin's too) and the Memory Converter (unless P = T: nobody
 /// reads that state), from P on the scan. Where `shared`, ranks share the sequence, and a segment is
-/// summarised before its entering state is known and scanned after: SSM tokens cost a summary more.
+/// summarised before its entering state is known and scanned after, backwards likewise: SSM tokens cost two
+/// summaries' forward passes more, but for the sequence's last segment's and first's.
 Seconds mixing_seconds(const ModelConfig& model, const Machine& machine, std::int64_t transpoint,
                        std::int64_t seq_len, std::int64_t begin, std::int64_t end, std::int64_t tp,
                        bool shared, Recompute again = Recompute::none);

@@ -10,6 +10,7 @@
 #include "kernels/gemm.h"
 #include "kernels/qkv_conv.h"
 #include "kernels/rms_norm.h"
+#include "kernels/shared_memory.h"
 #include "kernels/ssd.h"
 #include "kernels/step_size.h"
 #include "kernels/swiglu.h"
@@ -48,6 +49,7 @@ TRANSMAMBA_MISSING(ssd_summary, SsdSummary)
 TRANSMAMBA_MISSING(ssd_summary_backward, SsdSummaryBackward)
 TRANSMAMBA_MISSING(ssd_scan, SsdScan)
 TRANSMAMBA_MISSING(ssd_scan_backward, SsdScanBackward)
+TRANSMAMBA_MISSING(ssd_entry_gradient, SsdEntryGradient)
 TRANSMAMBA_MISSING(ssd_combine, SsdCombine)
 TRANSMAMBA_MISSING(ssd_combine_backward, SsdCombineBackward)
 TRANSMAMBA_MISSING(step_size, StepSize)
@@ -90,5 +92,9 @@ std::unique_ptr<Graph> capture(const Stream&, const std::function<void()>&) { mi
 std::byte* allocate_pinned(std::int64_t) { missing(); }
 void free_pinned(std::byte*) noexcept {}
 std::unique_ptr<MemoryRange> reserve_memory() { missing(); }
+std::unique_ptr<SharedMemory> share_memory(std::int64_t, MemoryName&) { missing(); }
+std::unique_ptr<SharedMemory> open_memory(const MemoryName&) { missing(); }
+void write_word(std::uint32_t*, std::uint32_t, const Stream&) { missing(); }
+void wait_for_word(const std::uint32_t*, std::uint32_t, const Stream&) { missing(); }
 
 }  // namespace transmamba::gpu

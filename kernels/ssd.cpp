@@ -76,31 +76,48 @@ void ssd_scan_backward(const SsdScanBackward& a, const Stream& stream) {
   run_on(stream, cpu::ssd_scan_backward, cuda::ssd_scan_backward, a);
 }
 
+void ssd_entry_gradient(const SsdEntryGradient& a, const Stream& stream) {
+  const std::string_view op = "ssd_entry_gradient";
+  expect_rank(a.q, "(b, t, h, n)", op, "q");
+  expect_rank(a.dy, "(b, t, h, p)", op, "dy");
+  const std::int64_t b = a.q.dim(0), t = a.q.dim(1), h = a.q.dim(2);
+  const DType statistics = statistics_of(a.q.dtype());
+  expect(a.q, a.q.shape(), a.q.dtype(), op, "q");
+  expect(a.dy, {b, t, h, a.dy.dim(3)}, a.q.dtype(), op, "dy");
+  expect(a.dt, {b, t, h}, statistics, op, "dt");
+  expect(a.a_log, {h}, statistics, op, "a_log");
+  expect_optional(a.log_decay, {b, h}, statistics, op, "log_decay");
+  expect(a.dstate_in, {b, h, a.q.dim(3), a.dy.dim(3)}, statistics, op, "dstate_in");
+  run_on(stream, cpu::ssd_entry_gradient, cuda::ssd_entry_gradient, a);
+}
+
 namespace {
 
-/// Shapes of `states` (s, b, h, n, p) and of log_decay with it; returns the latter.
-Shape check_segments(std::string_view op, const ConstView& states, const ConstView& log_decay) {
-  expect_rank(states, "(s, b, h, n, p)", op, "states");
-  check(states.dim(0) >= 1, op, "states: expected at least one segment, got {}", states.shape());
-  const Shape heads{states.dim(0), states.dim(1), states.dim(2)};
-  expect(states, states.shape(), states.dtype(), op, "states");
-  expect(log_decay, heads, states.dtype(), op, "log_decay");
-  return heads;
+void check_segments(std::string_view op, std::span<const SegmentPlace> segments, const ConstView& log_decay,
+                    const ConstView& in, std::string_view in_name, const ConstView& out,
+                    std::string_view out_name) {
+  expect_rank(in, "(places, b, h, n, p)", op, in_name);
+  expect_rank(out, "(wanted, b, h, n, p)", op, out_name);
+  const auto count = static_cast<std::int64_t>(segments.size());
+  check(count >= 1 && count <= kMaxSegments, op, "segments: expected 1 to {}, got {}", kMaxSegments, count);
+  for (const SegmentPlace& segment : segments)
+    check(segment.in >= 0 && segment.in < in.dim(0) && segment.out < out.dim(0), op,
+          "segments: expected places of {} and results of {}, got {} and {}", in.dim(0), out.dim(0),
+          segment.in, segment.out);
+  expect(in, in.shape(), in.dtype(), op, in_name);
+  expect(out, {out.dim(0), in.dim(1), in.dim(2), in.dim(3), in.dim(4)}, in.dtype(), op, out_name);
+  expect(log_decay, {in.dim(0), in.dim(1), in.dim(2)}, in.dtype(), op, "log_decay");
 }
 
 }  // namespace
 
 void ssd_combine(const SsdCombine& a, const Stream& stream) {
-  const std::string_view op = "ssd_combine";
-  check_segments(op, a.states, a.log_decay);
-  expect(a.local, a.states.shape(), a.states.dtype(), op, "local");
+  check_segments("ssd_combine", a.segments, a.log_decay, a.local, "local", a.states, "states");
   run_on(stream, cpu::ssd_combine, cuda::ssd_combine, a);
 }
 
 void ssd_combine_backward(const SsdCombineBackward& a, const Stream& stream) {
-  const std::string_view op = "ssd_combine_backward";
-  check_segments(op, a.dstates, a.log_decay);
-  expect(a.dlocal, a.dstates.shape(), a.dstates.dtype(), op, "dlocal");
+  check_segments("ssd_combine_backward", a.segments, a.log_decay, a.dstates, "dstates", a.dlocal, "dlocal");
   run_on(stream, cpu::ssd_combine_backward, cuda::ssd_combine_backward, a);
 }
 

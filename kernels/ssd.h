@@ -11,6 +11,8 @@
 // the last bits, depend on how many multiprocessors the GPU has; the same GPU gives the same bits.
 #pragma once
 
+#include <span>
+
 #include "kernels/dispatch.h"
 
 namespace transmamba {
@@ -60,22 +62,43 @@ struct SsdScanBackward {
 };
 TRANSMAMBA_KERNEL(ssd_scan_backward, SsdScanBackward);
 
-/// The states entering each of s segments in order, from the segments' summaries without state_in:
-/// states[0] = 0, states[k+1] = exp(log_decay[k]) states[k] + local[k]. The last summary is not used.
-/// log_decay (s, b, h); local, states (s, b, h, n, p); s >= 1. Segments may lie anywhere in the buffer that
-/// ranks gathered them in: the last dim has stride 1, the others any (for log_decay that is h).
+/// The gradient of the state that entered a run, by the run's outputs alone: the summary of the recurrence
+/// backwards. dstate_in = exp(log_decay) sum_t exp(A sum_{r<=t} dt_r) q_t dy_t^T: what SsdScanBackward
+/// without dstate_out gives, where the state came to the run through earlier tokens that decay it by
+/// `log_decay`.
+struct SsdEntryGradient {
+  ConstView dy, q, dt, a_log;
+  ConstView log_decay = {};  ///< optional: zero
+  View dstate_in;
+};
+TRANSMAMBA_KERNEL(ssd_entry_gradient, SsdEntryGradient);
+
+/// Where segment k of a sequence lies in the buffer that ranks gathered their segments in, and which of the
+/// wanted results is its own; -1: none.
+struct SegmentPlace {
+  std::int16_t in = 0, out = -1;
+};
+inline constexpr std::int64_t kMaxSegments = 2048;
+
+/// The states entering each of s segments in order of time, from the segments' summaries without state_in:
+/// states[0] = 0, states[k+1] = exp(log_decay[k]) states[k] + local[k]. What comes after the last one that is
+/// wanted has no say. log_decay (places, b, h), local (places, b, h, n, p), states (wanted, b, h, n, p);
+/// 1 <= s <= kMaxSegments. The last dim has stride 1, the others any.
 struct SsdCombine {
   ConstView log_decay, local;
+  std::span<const SegmentPlace> segments;
   View states;
 };
 TRANSMAMBA_KERNEL(ssd_combine, SsdCombine);
 
-/// Gradients of the segments' end states from those of each states[k] by its own use: dlocal[s-1] = 0 and
-/// dlocal[k-1] = dstates[k] + exp(log_decay[k]) dlocal[k], overwritten; may be dstates. Deterministic.
-/// ssd_summary_backward of segment k with state_in = states[k] and dstate_out = dlocal[k] does the rest: it
-/// knows that the state passed through the decays.
+/// Gradients of the states that wanted segments end with, from those of each segment's entering state by its
+/// own use: dlocal[s-1] = 0 and dlocal[k-1] = dstates[k] + exp(log_decay[k]) dlocal[k], overwritten. What
+/// comes before the first one that is wanted, and log_decay[s-1], have no say. dstates (places, b, h, n, p),
+/// dlocal (wanted, b, h, n, p). Deterministic. The backward pass of segment k with state_in = states[k] and
+/// dstate_out = dlocal[k] does the rest: it knows that the state passed through the decays.
 struct SsdCombineBackward {
-  ConstView dstates, log_decay;
+  ConstView log_decay, dstates;
+  std::span<const SegmentPlace> segments;
   View dlocal;
 };
 TRANSMAMBA_KERNEL(ssd_combine_backward, SsdCombineBackward);

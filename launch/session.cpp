@@ -89,7 +89,7 @@ Session::Session(const TrainConfig& config, int ranks_on_cores, const Process* p
     context_.host = &host_;
     scratch_ = std::make_unique<ArenaScratch>(memory_);
     context_.stream.scratch = scratch_.get();
-    if (process && process->size() > 1) nccl_ = std::make_unique<NcclEngine>(context_.stream);
+    if (process && process->size() > 1) nccl_ = std::make_unique<NcclEngine>(context_.stream, memory_);
     context_.stream.watch = nccl_.get();
   }
   context_.stream.deterministic = config.deterministic;

@@ -9,7 +9,9 @@
 #include "core/profile.h"
 #include "core/transpoint.h"
 #include "kernels/elementwise.h"
+#include "parallel/context/state_handoff.h"
 #include "parallel/degrees.h"
+#include "parallel/layers/token_shard.h"
 
 namespace transmamba {
 Engine::Engine(const Config& config, Placement placement, const Context& context)
@@ -25,9 +27,23 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
       sums_(context.empty({5}, DType::f64)),
       own_loss_(context.empty({1}, DType::f64)) {
   check_schedule(schedule_);
-  open_transfers(mesh());
+  open_ways();
   if (context.stream.device == Device::cuda && mesh().world().size() == 1 && config.train.cuda_graphs)
     micro_batch_ = std::make_unique<MicroBatch>(context_, model_, sums_.slice(0, 0, 1), 1 / tokens());
+}
+
+void Engine::open_ways() {
+  const ModelConfig& m = config_.model;
+  const std::int64_t b = config_.train.micro_batch, t = config_.train.seq_len / mesh().cp().size();
+  const bool by_copies = context_.stream.device == Device::cuda && config_.parallel.copy_engines;
+  open_transfers(
+      mesh(), by_copies ? TokenShard(mesh().tp(), b * t).rows * m.hidden_size * size_of(context_.dtype) : 0);
+  if (!by_copies) return;
+  mesh().tp().open_window(token_window_bytes(mesh().tp(), b * t, m.hidden_size, context_.dtype));
+  if (mesh().cp().size() == 1) return;
+  const Sequence sequence(mesh().cp(), model_.placement().layout);
+  mesh().cp().open_window(handoff_window_bytes(sequence, b, m.num_heads / mesh().tp().size(), m.qk_head_dim,
+                                               m.v_head_dim, context_.statistics()));
 }
 
 double Engine::tokens() const {

@@ -76,6 +76,7 @@ class Engine {
   const MicroBatch* micro_batch() const { return micro_batch_.get(); }  ///< null where none are captured
 
  private:
+  void open_ways();  // between ranks
   Config config_;
   Context context_;
   Model model_;

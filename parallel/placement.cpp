@@ -20,7 +20,7 @@ ContextLayout balance_mixers(const Config& c, const Machine& machine) {
   for (const std::int64_t p : resolve_transpoints(c.model, c.train.seq_len)) mixers[p] += 1;
   // Calls cost by the segment, and pieces become segments only after they are dealt. Attention's are few.
   Machine per_token = machine;
-  const double scan_calls = machine.scan.calls() + machine.summary.calls();
+  const double scan_calls = machine.scan.calls() + 2 * machine.summary.call;
   std::vector<double> segment{machine.qkv_conv.calls() * static_cast<double>(c.model.num_mixers())};
   for (const auto& [p, count] : mixers) segment.push_back(p < c.train.seq_len ? count * scan_calls : 0);
   for (OpCost* op : {&per_token.attention, &per_token.scan, &per_token.summary})

@@ -174,7 +174,10 @@ int bench_handoff(Process& process, const std::vector<std::string>& arguments) {
   const auto world = session.world(process, static_cast<double>(options.config.parallel.timeout));
   Communicator& cp = *world;
   const std::int64_t t = length / ranks;
-  const Sequence sequence(cp, make_layout("contiguous", length, ranks, 0, {}));
+  const auto pass = [&] { return Sequence(cp, make_layout("contiguous", length, ranks, 0, {})); };
+  if (context.stream.device == Device::cuda)
+    cp.open_window(
+        handoff_window_bytes(pass(), b, m.num_heads, m.qk_head_dim, m.v_head_dim, context.statistics()));
 
   const HeadExchange exchange(context, cp);
   verify(context, exchange, m, b, std::min<std::int64_t>(t, 64), cp);
@@ -191,8 +194,9 @@ int bench_handoff(Process& process, const std::vector<std::string>& arguments) {
 
   const std::vector<std::function<void()>> works = {
       [&] {
+        const Sequence sequence = pass();
         StateHandoff(context, sequence, Summaries(context, 1, b, m.num_heads, m.qk_head_dim, m.v_head_dim),
-                     "state handoff")
+                     StateHandoff::Direction::later, "state handoff")
             .combine(context);
       },
       [&] {
@@ -202,7 +206,7 @@ int bench_handoff(Process& process, const std::vector<std::string>& arguments) {
       },
       [&] {
         Mixer::Saved saved;
-        mixer.forward(context, sequence, u, b, u, output, saved);
+        mixer.forward(context, pass(), u, b, u, output, saved);
       }};
   const std::vector<double> seconds = time_in_turns(
       cp, works, [&] { synchronize(context); }, options.seconds);

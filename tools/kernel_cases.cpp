@@ -168,6 +168,14 @@ void add_ssd_cases(const ModelShapes& m, KernelCases& cases) {
                            s);
     });
   });
+  cases.add("ssd_entry_gradient", m.heads(), product, [=](Buffers& b) {
+    const Ssd x = ssd(m, b, true);
+    const Tensor dy = b.reads(b.make({m.b, m.t, m.h, m.p}));
+    const Tensor dstate = b.writes(b.statistics({m.b, m.h, m.n, m.p}));
+    return KernelCall([=, s = b.context().stream] {
+      ssd_entry_gradient({.dy = dy, .q = x.q, .dt = x.dt, .a_log = x.a_log, .dstate_in = dstate}, s);
+    });
+  });
   cases.add("ssd_scan", m.heads(), 2 * product, [=](Buffers& b) {
     const Ssd x = ssd(m, b, true);
     const Tensor y = b.writes(b.make({m.b, m.t, m.h, m.p}));

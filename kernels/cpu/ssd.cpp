@@ -211,6 +211,31 @@ void scan_head(const SsdScan& a, std::int64_t b, std::int64_t h) {
   store_state(state, a.state_out, b, h, p);
 }
 
+/// dstate = whole dstate + sum_i from_start_i q_i dy_i^T: to the state before the chunk from the one after
+/// it. `weighted` is scratch, (chunk, n).
+template <class T>
+void recede_gradient(const Decays<T>& d, Rows<const T> q, Rows<const T> dy, std::int64_t n, std::int64_t p,
+                     Buffer<T>& weighted, T* dstate) {
+  for (std::int64_t i = 0; i < d.size; ++i) scaled_copy(d.from_start[i], q[i], weighted.data() + i * n, n);
+  blas_gemm(true, false, n, p, d.size, T(1), weighted.data(), n, dy.data, dy.step, d.whole, dstate, p);
+}
+
+template <class T>
+void entry_gradient_head(const SsdEntryGradient& a, std::int64_t b, std::int64_t h) {
+  const std::int64_t t = a.q.dim(1), n = a.q.dim(3), p = a.dy.dim(3);
+  const auto q = rows<const T>(a.q, b, h), dy = rows<const T>(a.dy, b, h), dt = rows<const T>(a.dt, b, h);
+  const T rate = rate_of<T>(a.a_log, h);
+  auto dstate = buffer<T>(n * p), weighted = buffer<T>(kChunk * n);
+  Decays<T> decays;
+  for (std::int64_t s = (t - 1) / kChunk * kChunk; s >= 0 && t > 0; s -= kChunk) {
+    decays.set(rate, dt.from(s), std::min(kChunk, t - s));
+    recede_gradient(decays, q.from(s), dy.from(s), n, p, weighted, dstate.data());
+  }
+  if (a.log_decay)
+    for (T& x : dstate) x *= exp_or_zero(*a.log_decay.ptr<T>(b, h));
+  store_state(dstate, a.dstate_in, b, h, p);
+}
+
 struct HeadSums {
   double da_log = 0, dd_skip = 0;
 };
@@ -287,12 +312,11 @@ HeadSums scan_backward_head(const SsdScanBackward& a, std::int64_t b, std::int64
       for (std::int64_t x = 0; x < p; ++x) dv[s + i][x] = w * kd[x] + skip * dy[s + i][x];
       scaled_copy(w, v_dstate.data() + i * n, dk[s + i], n);
       scaled_copy(d.from_start[i], dy_state.data() + i * n, dq[s + i], n);
-      scaled_copy(d.from_start[i], q[s + i], weighted.data() + i * n, n);
     }
     blas_gemm(true, false, size, p, size, T(1), scores.data(), kChunk, dy[s], dy.step, T(1), dv[s], dv.step);
     blas_gemm(true, false, size, n, size, T(1), dscores.data(), kChunk, q[s], q.step, T(1), dk[s], dk.step);
     blas_gemm(false, false, size, n, size, T(1), dscores.data(), kChunk, k[s], k.step, T(1), dq[s], dq.step);
-    blas_gemm(true, false, n, p, size, T(1), weighted.data(), n, dy[s], dy.step, d.whole, dstate.data(), p);
+    recede_gradient(d, q.from(s), dy.from(s), n, p, weighted, dstate.data());
 
     double later = 0;  // cum_i reaches every later token: d/d(A dt_i) is a suffix sum
     for (std::int64_t i = last; i >= 0; --i) {
@@ -358,6 +382,15 @@ void ssd_scan_backward(const SsdScanBackward& a, const Stream& stream) {
     });
     add_over_batch<decltype(type)>(da_log, a.da_log);
     if (a.dd_skip) add_over_batch<decltype(type)>(dd_skip, a.dd_skip);
+  });
+}
+
+void ssd_entry_gradient(const SsdEntryGradient& a, const Stream& stream) {
+  prepare_blas();
+  const std::int64_t heads = a.q.dim(2);
+  with_float(a.q.dtype(), "ssd_entry_gradient", [&](auto type) {
+    parallel_for(a.q.dim(0) * heads, stream,
+                 [&](std::int64_t i) { entry_gradient_head<decltype(type)>(a, i / heads, i % heads); });
   });
 }
 

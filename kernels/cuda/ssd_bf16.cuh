@@ -18,6 +18,7 @@
 namespace transmamba::cuda {
 
 void ssd_summary_bf16(const SsdSummary& a, const Stream& stream);
+void ssd_entry_gradient_bf16(const SsdEntryGradient& a, const Stream& stream);
 void ssd_summary_backward_bf16(const SsdSummaryBackward& a, const Stream& stream);
 void ssd_scan_bf16(const SsdScan& a, const Stream& stream);
 void ssd_scan_backward_bf16(const SsdScanBackward& a, const Stream& stream);
@@ -291,12 +292,18 @@ struct Summaries {
   }
 };
 
-/// Enqueues the summaries of all pieces but the last of k, v (what later tokens see: the state), and, with q,
-/// of all pieces but the first of q, dy (what earlier tokens' states do to the rest: their gradients).
-void summarise_pieces(const Cut& cut, const ConstView& k, const ConstView& v, const ConstView& q,
-                      const ConstView& dy, const ConstView& dt, const ConstView& a_log, bool with_last,
-                      const Summaries& states, const Summaries& gradients, const Stream& stream,
-                      std::string_view op);
+/// What pieces [first, first + count) add to a state, sum_s weight_s x_s z_s^T: x = k, z = v, with weights
+/// that reach from a token to its piece's end; or to the gradient of an earlier state, x = q, z = dy, with
+/// weights from the piece's start.
+struct PieceSummary {
+  ConstView x, z;
+  Summaries out;
+  int first = 0, count = 0;
+  bool are_gradients = false;
+};
+/// Enqueues one or two of them.
+void summarise_pieces(const Cut& cut, const ConstView& dt, const ConstView& a_log,
+                      std::initializer_list<PieceSummary> sums, const Stream& stream, std::string_view op);
 
 /// Calls f with constants n and p of the widths that have a kernel.
 template <class F>

@@ -61,7 +61,9 @@ void ssd_scan_backward_bf16(const SsdScanBackward& a, const Stream& stream) {
   arguments.sums = {take(pieces), take(pieces)};
   arguments.between.chunk_w = take(chunks);
   if (cut.pieces > 1)
-    ssd::summarise_pieces(cut, a.k, a.v, a.q, a.dy, a.dt, a.a_log, false, arguments.before, arguments.after,
+    ssd::summarise_pieces(cut, a.dt, a.a_log,
+                          {{a.k, a.v, arguments.before, 0, cut.pieces - 1},
+                           {a.q, a.dy, arguments.after, 1, cut.pieces - 1, /*are_gradients=*/true}},
                           stream, op);
   ssd::enqueue_keys(arguments, n, p, stream);
   ssd::enqueue_queries(arguments, n, p, stream);

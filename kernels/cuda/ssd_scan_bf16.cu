@@ -279,7 +279,7 @@ void ssd_scan_bf16(const SsdScan& a, const Stream& stream) {
   const Workspace<float> memory(workspace::ssd_scan(cut, n, p), stream, op);
   const ssd::Summaries pieces{memory.data(), memory.data() + count * n * p, cut.pieces};
   if (cut.pieces > 1)
-    ssd::summarise_pieces(cut, a.k, a.v, {}, {}, a.dt, a.a_log, false, pieces, {}, stream, op);
+    ssd::summarise_pieces(cut, a.dt, a.a_log, {{a.k, a.v, pieces, 0, cut.pieces - 1}}, stream, op);
   ssd::with_widths(n, p, op, [&](auto n_, auto p_) {
     const ssd::ForwardArguments arguments{tensor_map(a.q, ssd::kTokens, op, "q"),
                                           tensor_map(a.k, ssd::kTokens, op, "k"),

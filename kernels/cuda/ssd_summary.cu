@@ -126,6 +126,39 @@ __global__ void backward(Backward<T> a) {
   if (threadIdx.x == 0) a.da_log[blockIdx.x] = drate * static_cast<double>(rate);
 }
 
+template <class T>
+struct Entry {
+  Strided<const T> dy, q, dt;
+  const T* a_log;
+  Strided<const T> log_decay;
+  Strided<T> dstate_in;
+  std::int64_t t, heads, n, p;
+  T* workspace;  // a block: dstate (n, p), weighted (chunk, n)
+};
+template <class T>
+std::int64_t workspace_of(const Entry<T>& a) {
+  return (a.p + kChunk) * a.n;
+}
+
+template <class T>
+__global__ void entry_gradient(Entry<T> a) {
+  __shared__ Decays<T> decays;
+  const std::int64_t b = blockIdx.x / a.heads, h = blockIdx.x % a.heads, n = a.n, p = a.p;
+  const auto q = rows(a.q, b, h), dy = rows(a.dy, b, h);
+  const Rows<const T> dt{a.dt(b, 0) + h, a.dt.stride[1]};
+  const T rate = -exp(a.a_log[h]);
+  T* const dstate = a.workspace + blockIdx.x * n * (p + kChunk);
+  T* const weighted = dstate + n * p;
+  load_state(Strided<const T>{}, b, h, n, p, dstate);
+  for (std::int64_t s = (a.t - 1) / kChunk * kChunk; s >= 0 && a.t > 0; s -= kChunk) {
+    decays.set(rate, dt.from(s), min(kChunk, a.t - s));
+    each_element(decays.size, n,
+                 [&](auto i, auto j) { weighted[i * n + j] = decays.from_start[i] * q[s + i][j]; });
+    multiply<T>(n, p, decays.size, transposed<T>(weighted, n), dy.from(s), decays.whole(), {dstate, p});
+  }
+  store_state(dstate, a.log_decay.data ? exp(*a.log_decay(b, h)) : T(1), a.dstate_in, b, h, n, p);
+}
+
 }  // namespace
 
 void ssd_summary(const SsdSummary& a, const Stream& stream) {
@@ -180,6 +213,29 @@ void ssd_summary_backward(const SsdSummaryBackward& a, const Stream& stream) {
     arguments.workspace = workspace.data();
     launch(op, stream, {b * heads}, backward<T>, arguments);
     launch(op, stream, thread_each(heads), add_over_batch<T>, da_log.data(), b, heads, a.da_log.ptr<T>());
+  });
+}
+
+void ssd_entry_gradient(const SsdEntryGradient& a, const Stream& stream) {
+  constexpr auto op = "ssd_entry_gradient";
+  if (a.q.dtype() == DType::bf16) return ssd_entry_gradient_bf16(a, stream);
+  dispatch_float(a.q.dtype(), op, [&](auto zero) {
+    using T = decltype(zero);
+    const std::int64_t blocks = a.q.dim(0) * a.q.dim(2);
+    Entry<T> arguments{strided<const T>(a.dy),
+                       strided<const T>(a.q),
+                       strided<const T>(a.dt),
+                       a.a_log.ptr<T>(),
+                       strided<const T>(a.log_decay),
+                       strided<T>(a.dstate_in),
+                       a.q.dim(1),
+                       a.q.dim(2),
+                       a.q.dim(3),
+                       a.dy.dim(3),
+                       nullptr};
+    const Workspace<T> workspace(blocks * workspace_of(arguments), stream, op);
+    arguments.workspace = workspace.data();
+    launch(op, stream, {blocks}, entry_gradient<T>, arguments);
   });
 }
 

@@ -1,4 +1,4 @@
-// Segment summaries in bfloat16: of the pieces that other kernels cut a sequence in, and the op itself.
+// Segment summaries in bfloat16: of the pieces that other kernels cut a sequence in, and the ops themselves.
 #include "kernels/cuda/ssd_warpgroup.cuh"
 #include "kernels/elementwise.h"
 
@@ -6,12 +6,11 @@ namespace transmamba::cuda {
 namespace ssd {
 namespace {
 
-/// The state that a piece adds, sum_s weight_s x_s z_s^T. Of states, x = k, z = v, and weights reach from a
-/// token to the piece's end; of their gradients, x = q, z = dy, and weights reach from the piece's start.
+/// A PieceSummary, with maps of chunks.
 struct Job {
-  CUtensorMap x, z;  // of chunks
+  CUtensorMap x, z;
   Summaries out;
-  int first = 0, count = 0;  // pieces
+  int first = 0, count = 0;
   bool gradients = false;
 };
 
@@ -104,38 +103,59 @@ __global__ void __launch_bounds__(kGroup, kBlocksPerProcessor)
 
 }  // namespace
 
-void summarise_pieces(const Cut& cut, const ConstView& k, const ConstView& v, const ConstView& q,
-                      const ConstView& dy, const ConstView& dt, const ConstView& a_log, bool with_last,
-                      const Summaries& states, const Summaries& gradients, const Stream& stream,
-                      std::string_view op) {
-  with_widths(k.dim(3), v.dim(3), op, [&](auto n, auto p) {
-    const auto map = [&](const ConstView& x, std::string_view name) {
-      return tensor_map(x, kTokens, op, name);
-    };
+void summarise_pieces(const Cut& cut, const ConstView& dt, const ConstView& a_log,
+                      std::initializer_list<PieceSummary> sums, const Stream& stream, std::string_view op) {
+  const PieceSummary& one = *sums.begin();
+  with_widths(one.x.dim(3), one.z.dim(3), op, [&](auto n, auto p) {
     SummaryArguments arguments{{}, strided<const float>(dt), a_log.ptr<float>(), cut};
-    arguments.jobs[0] = {map(k, "k"), map(v, "v"), states, 0, cut.pieces - (with_last ? 0 : 1), false};
-    if (q) arguments.jobs[1] = {map(q, "q"), map(dy, "dy"), gradients, 1, cut.pieces - 1, true};
-    const std::int64_t blocks = cut.heads() * std::max(arguments.jobs[0].count, arguments.jobs[1].count);
-    launch(op, stream, {blocks, kGroup, SummaryShared<n, p>::kBytes, q ? 2 : 1}, summarise<n, p>, arguments);
+    int most = 0, jobs = 0;
+    for (const PieceSummary& of : sums) {
+      arguments.jobs[jobs++] = {tensor_map(of.x, kTokens, op, of.are_gradients ? "q" : "k"),
+                                tensor_map(of.z, kTokens, op, of.are_gradients ? "dy" : "v"),
+                                of.out,
+                                of.first,
+                                of.count,
+                                of.are_gradients};
+      most = std::max(most, of.count);
+    }
+    launch(op, stream, {cut.heads() * most, kGroup, SummaryShared<n, p>::kBytes, jobs}, summarise<n, p>,
+           arguments);
   });
 }
 
 namespace {
 
-/// state_out = all pieces' summaries after state_in. A thread an element.
-__global__ void combine_pieces(Summaries pieces, Strided<const float> state_in, Strided<float> state_out,
-                               Strided<float> log_decay, std::int64_t h, std::int64_t n, std::int64_t p) {
-  const std::int64_t head = blockIdx.x, b = head / h, j = head % h;
+/// What combine_pieces() does with a state that passes all pieces.
+struct Combination {
+  Summaries pieces;
+  bool backwards;                     // as gradients do
+  Strided<const float> in;            // before the first; absent: zero
+  Strided<const float> decays_after;  // (b, h), natural; absent: none
+  Strided<float> out, log_decay;      // the latter, of all pieces, may be absent
+  std::int64_t h, n, p;
+};
+
+/// A thread an element.
+__global__ void combine_pieces(Combination a) {
+  const std::int64_t head = blockIdx.x, b = head / a.h, j = head % a.h;
+  const Summaries& pieces = a.pieces;
   float whole = 0;
   for (int i = 0; i < pieces.pieces; ++i) whole += *pieces.of(pieces.log_decay, head, i, 1);
-  if (threadIdx.x == 0 && blockIdx.y == 0 && log_decay.data) log_decay(b)[j] = whole / kLog2e;
+  if (threadIdx.x == 0 && blockIdx.y == 0 && a.log_decay.data) a.log_decay(b)[j] = whole / kLog2e;
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
-  if (index >= n * p) return;
-  float state = state_in.data ? state_in(b, j, index / p)[index % p] : 0.f;
-  for (int i = 0; i < pieces.pieces; ++i)
-    state = exp2f(*pieces.of(pieces.log_decay, head, i, 1)) * state +
-            pieces.of(pieces.state, head, i, n * p)[index];
-  state_out(b, j, index / p)[index % p] = state;
+  if (index >= a.n * a.p) return;
+  float state = a.in.data ? a.in(b, j, index / a.p)[index % a.p] : 0.f;
+  for (int i = 0; i < pieces.pieces; ++i) {
+    const int piece = a.backwards ? pieces.pieces - 1 - i : i;
+    state = exp2f(*pieces.of(pieces.log_decay, head, piece, 1)) * state +
+            pieces.of(pieces.state, head, piece, a.n * a.p)[index];
+  }
+  if (a.decays_after.data) state *= expf(a.decays_after(b)[j]);
+  a.out(b, j, index / a.p)[index % a.p] = state;
+}
+
+void enqueue_combine(const Combination& a, const Stream& stream, std::string_view op, std::int64_t heads) {
+  launch(op, stream, {heads, kThreads, 0, (a.n * a.p + kThreads - 1) / kThreads}, combine_pieces, a);
 }
 
 }  // namespace
@@ -155,10 +175,32 @@ void ssd_summary_bf16(const SsdSummary& a, const Stream& stream) {
   const std::int64_t count = cut.heads() * cut.pieces;
   const Workspace<float> memory(workspace::ssd_summary(cut, n, p), stream, op);
   const ssd::Summaries pieces{memory.data(), memory.data() + count * n * p, cut.pieces};
-  ssd::summarise_pieces(cut, a.k, a.v, {}, {}, a.dt, a.a_log, true, pieces, {}, stream, op);
-  launch(op, stream, {cut.heads(), kThreads, 0, (n * p + kThreads - 1) / kThreads}, ssd::combine_pieces,
-         pieces, strided<const float>(a.state_in), strided<float>(a.state_out), strided<float>(a.log_decay),
-         cut.h, n, p);
+  ssd::summarise_pieces(cut, a.dt, a.a_log, {{a.k, a.v, pieces, 0, cut.pieces}}, stream, op);
+  ssd::enqueue_combine({pieces,
+                        false,
+                        strided<const float>(a.state_in),
+                        {},
+                        strided<float>(a.state_out),
+                        strided<float>(a.log_decay),
+                        cut.h,
+                        n,
+                        p},
+                       stream, op, cut.heads());
+}
+
+void ssd_entry_gradient_bf16(const SsdEntryGradient& a, const Stream& stream) {
+  constexpr auto op = "ssd_entry_gradient";
+  const std::int64_t n = a.q.dim(3), p = a.dy.dim(3);
+  const ssd::Cut cut(a.q.dim(0), a.q.dim(1), a.q.dim(2));
+  if (cut.heads() == 0) return;
+  if (cut.t == 0) return cuda::fill({.value = 0, .y = a.dstate_in}, stream);
+  const Workspace<float> memory(workspace::ssd_summary(cut, n, p), stream, op);
+  const ssd::Summaries pieces{memory.data(), memory.data() + cut.heads() * cut.pieces * n * p, cut.pieces};
+  ssd::summarise_pieces(cut, a.dt, a.a_log, {{a.q, a.dy, pieces, 0, cut.pieces, /*are_gradients=*/true}},
+                        stream, op);
+  ssd::enqueue_combine(
+      {pieces, true, {}, strided<const float>(a.log_decay), strided<float>(a.dstate_in), {}, cut.h, n, p},
+      stream, op, cut.heads());
 }
 
 }  // namespace transmamba::cuda

@@ -47,8 +47,10 @@ bool is_empty(const Call& call) {
   return (call.kind == Call::Kind::send ? call.in : ConstView(call.out)).numel() == 0;
 }
 
-bool is_on_gpu(const Call& call, std::string_view axis) {
-  const auto on_gpu = [](const ConstView& x) { return x && gpu::has_address(x.raw()); };
+bool is_on_gpu(const Call& call, const Allocator& memory, std::string_view axis) {
+  const auto on_gpu = [&](const ConstView& x) {
+    return x && (memory.owns(x.raw()) || gpu::has_address(x.raw()));
+  };
   const auto all = [&](const auto& messages) {
     return std::all_of(messages.begin(), messages.end(), [&](const auto& m) { return on_gpu(m.data); });
   };

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "core/allocator.h"
 #include "parallel/comm/communicator.h"
 
 namespace transmamba {
@@ -40,8 +41,9 @@ void reduce_onto(std::byte* total, const std::byte* x, DType dtype, std::int64_t
 /// Whether a call that is no exchange has no elements; so on every rank.
 bool is_empty(const Call& call);
 /// Whether a call, not empty, is about the GPU's memory. Throws Error where it is about both kinds, and where
-/// an exchange is not: a rank with nothing to say in it could not tell.
-bool is_on_gpu(const Call& call, std::string_view axis);
+/// an exchange is not: a rank with nothing to say in it could not tell. What `memory` owns is the GPU's; of
+/// other addresses the driver is asked, which takes a microsecond.
+bool is_on_gpu(const Call& call, const Allocator& memory, std::string_view axis);
 
 /// What has to be equal on all ranks of a collective call.
 struct Fingerprint {

@@ -96,6 +96,7 @@ Communicator::Communicator(std::string axis, int rank, int size, std::shared_ptr
 Communicator::~Communicator() = default;
 
 void Communicator::make_lanes(std::span<const Lane>) {}
+void Communicator::make_window(std::int64_t) {}
 void Communicator::copy_own(std::byte* to, const std::byte* from, std::size_t bytes) {
   copy_bytes(to, from, bytes);
 }
@@ -238,6 +239,10 @@ std::unique_ptr<BareCalls> Communicator::bare() { return nullptr; }
 
 void Communicator::open_lanes(std::span<const Lane> lanes) {
   if (size_ > 1) make_lanes(lanes);
+}
+
+void Communicator::open_window(std::int64_t bytes) {
+  if (size_ > 1) make_window(bytes);
 }
 
 std::unique_ptr<Communicator> Communicator::split(std::string axis, int color, int order, Site where) {

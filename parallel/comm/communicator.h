@@ -32,6 +32,7 @@
 
 namespace transmamba {
 
+class Allocator;
 struct CallSpan;
 
 enum class Reduce : std::uint8_t { sum, max };
@@ -55,6 +56,8 @@ class LostRank : public Error {
 struct Outgoing {
   int peer = 0;
   ConstView data;
+  /// In a window (open_window): the place at the peer that the data gets, as this rank's own window has it.
+  View there = {};
 };
 struct Incoming {
   int peer = 0;
@@ -65,6 +68,8 @@ struct Incoming {
 struct Lane {
   std::string_view purpose;  ///< a literal
   int step = 1;              ///< the last rank's next is the first
+  /// Of the largest message, where copy engines may carry them (as those of open_window); 0: they may not.
+  std::int64_t bytes = 0;
 };
 
 /// One call as an implementation sees it. `purpose` is a name for tables and messages and must be a literal.
@@ -189,6 +194,15 @@ class Communicator {
   /// memory need none.
   void open_lanes(std::span<const Lane> lanes);
 
+  /// A collective call, once: a window of `bytes` of GPU memory that ranks copy into each other's by copy
+  /// engines, which leave the multiprocessors to computing, where all are on one host and their GPUs reach
+  /// each other; elsewhere nothing. An exchange goes that way if all that it receives is in window() memory,
+  /// and all that it sends says where `there` is: every rank takes the same blocks in the same order, so that
+  /// their places are the same.
+  void open_window(std::int64_t bytes);
+  /// What the window's memory comes from; null without one.
+  virtual Allocator* window() { return nullptr; }
+
   /// A collective call: the library's own calls among the same ranks, on a communicator of their own. Null
   /// where there is no library: over threads, and of one rank.
   virtual std::unique_ptr<BareCalls> bare();
@@ -219,6 +233,7 @@ class Communicator {
                                                    int split) = 0;
   /// Called with size() > 1.
   virtual void make_lanes(std::span<const Lane> lanes);
+  virtual void make_window(std::int64_t bytes);
   virtual bool takes_bf16() const { return false; }
   /// What an exchange sends to its own rank.
   virtual void copy_own(std::byte* to, const std::byte* from, std::size_t bytes);

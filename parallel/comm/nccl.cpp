@@ -6,6 +6,7 @@
 
 #include "parallel/comm/backend.h"
 #include "parallel/comm/nccl_queue.h"
+#include "parallel/comm/peer_window.h"
 
 namespace transmamba {
 namespace {
@@ -40,6 +41,7 @@ class NcclCommunicator : public Communicator {
   ~NcclCommunicator() override {
     for (std::unique_ptr<NcclQueue>& lane : lanes_) lane.reset();
   }
+  Allocator* window() override { return window_ ? &window_->memory() : nullptr; }
 
  private:
   /// Messages between two ranks have a queue of their own for every lane and direction. Sends of NCCL wait
@@ -51,56 +53,105 @@ class NcclCommunicator : public Communicator {
     std::string purpose;
     int step = 1;
     NcclQueue *out = nullptr, *in = nullptr;  // to rank 1 of the pair, and from its rank 0
+    std::shared_ptr<PeerWindow> window;       // that takes them instead of NCCL
+    int channel = 0;                          // in it
+    std::int64_t slot = 0;
   };
 
   std::unique_ptr<Pending::Work> start(const Call& call) override {
     if (engine_->error) throw Error(*engine_->error);
     if (is_empty(call)) return nullptr;  // on every rank, whatever its address
-    if (!is_on_gpu(call, axis())) return start_on(*host_, call);
+    if (!is_on_gpu(call, engine_->memory, axis())) return start_on(*host_, call);
     if (call.kind == Kind::exchange && call.outgoing.empty() && call.incoming.empty()) return nullptr;
     const bool is_message = call.kind == Kind::send || call.kind == Kind::receive;
-    return (is_message ? message_queue(call) : calls_).run(call);
+    if (is_message) return start_message(call);
+    if (!window_ || !window_->takes(call)) return calls_.run(call);
+    return calls_.run(call, [&](const Stream& stream) { window_->exchange(call, stream); });
   }
 
-  NcclQueue& message_queue(const Call& call) const {
+  std::unique_ptr<Pending::Work> start_message(const Call& call) const {
     const bool sends = call.kind == Kind::send;
-    for (const Ring& ring : rings_)
-      if (ring.purpose == call.purpose &&
-          call.peer == (rank() + (sends ? ring.step : -ring.step) + size()) % size())
-        return sends ? *ring.out : *ring.in;
+    for (const Ring& ring : rings_) {
+      if (ring.purpose != call.purpose ||
+          call.peer != (rank() + (sends ? ring.step : -ring.step) + size()) % size())
+        continue;
+      NcclQueue& queue = sends ? *ring.out : *ring.in;
+      if (!ring.window) return queue.run(call);
+      return queue.run(
+          call, [&](const Stream& stream) { ring.window->pass(call, ring.channel, ring.slot, stream); });
+    }
     fail(axis(), "{}: messages of GPU memory need a lane: open_lanes() was asked for none of these",
          to_string(call));
   }
 
-  /// A pair of neighbours at a time has each rank, so that the pairs of a phase are made by one split: edge k
-  /// of the ring is between ranks k and k + 1, and edges of one phase do not touch.
+  /// All of them by copy engines, or none.
   void make_lanes(std::span<const Lane> lanes) override {
-    const int n = size();
-    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-    config.maxCTAs = kLaneProcessors;
-    const auto phase_of = [&](int edge) { return n % 2 == 1 && edge == n - 1 ? 2 : edge % 2; };
+    std::vector<Lane> all;  // that are new
     for (const Lane& lane : lanes) {
       check(lane.step == 1 || lane.step == -1, axis(), "lane for {}: expected a step of 1 or -1, got {}",
             lane.purpose, lane.step);
       const auto is_same = [&](const Ring& r) { return r.purpose == lane.purpose && r.step == lane.step; };
-      if (std::any_of(rings_.begin(), rings_.end(), is_same)) continue;
-      Ring& ring = rings_.emplace_back();
-      ring.purpose = lane.purpose, ring.step = lane.step;
-      for (int phase = 0; phase < 2 + n % 2; ++phase) {
-        const int after = rank(), before = (rank() + n - 1) % n;  // this rank's edges
-        const bool is_first = phase_of(after) == phase, is_second = phase_of(before) == phase;
-        const bool sends = is_first == (lane.step == 1);
-        ncclComm_t pair = nullptr;
-        const int color = is_first ? after : is_second ? before : NCCL_SPLIT_NOCOLOR;
-        engine_->must(ncclCommSplit(calls_.comm(), color, sends ? 0 : 1, &pair, &config), axis(),
-                      fmt::format("lane for {}", lane.purpose));
-        if (color == NCCL_SPLIT_NOCOLOR) continue;
-        const std::string name = fmt::format("{}: {}", axis(), lane.purpose);
-        NcclQueue*& queue = sends ? ring.out : ring.in;
-        queue = lanes_.emplace_back(std::make_unique<NcclQueue>(engine_, name, pair)).get();
-        queue->connect(sends);
-      }
+      if (std::none_of(rings_.begin(), rings_.end(), is_same)) all.push_back(lane);
     }
+    if (all.empty() || make_window_lanes(all)) return;
+    for (const Lane& lane : all) make_nccl_lane(lane);
+  }
+
+  bool make_window_lanes(std::span<const Lane> lanes) {
+    std::int64_t bytes = 0;
+    for (const Lane& lane : lanes) {
+      if (lane.bytes == 0) return false;
+      bytes += (lane.bytes + 255) / 256 * 256;
+    }
+    const std::shared_ptr<PeerWindow> window = open_peers(bytes, static_cast<int>(lanes.size()));
+    if (!window) return false;
+    std::int64_t slot = 0;
+    for (std::size_t i = 0; i < lanes.size(); ++i) {
+      const std::string name = fmt::format("{}: {}", axis(), lanes[i].purpose);
+      const auto queue = [&] {
+        return lanes_.emplace_back(std::make_unique<NcclQueue>(engine_, name, nullptr)).get();
+      };
+      rings_.push_back({std::string(lanes[i].purpose), lanes[i].step, queue(), queue(), window,
+                        static_cast<int>(i), slot});
+      slot += (lanes[i].bytes + 255) / 256 * 256;
+    }
+    return true;
+  }
+
+  std::shared_ptr<PeerWindow> open_peers(std::int64_t bytes, int channels) {
+    std::shared_ptr<PeerWindow> window = PeerWindow::open(*host_, bytes, channels);
+    if (window) engine_->windows.push_back(window);
+    return window;
+  }
+
+  /// A pair of neighbours at a time has each rank, so that the pairs of a phase are made by one split: edge k
+  /// of the ring is between ranks k and k + 1, and edges of one phase do not touch.
+  void make_nccl_lane(const Lane& lane) {
+    const int n = size();
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.maxCTAs = kLaneProcessors;
+    const auto phase_of = [&](int edge) { return n % 2 == 1 && edge == n - 1 ? 2 : edge % 2; };
+    Ring& ring = rings_.emplace_back();
+    ring.purpose = lane.purpose, ring.step = lane.step;
+    for (int phase = 0; phase < 2 + n % 2; ++phase) {
+      const int after = rank(), before = (rank() + n - 1) % n;  // this rank's edges
+      const bool is_first = phase_of(after) == phase, is_second = phase_of(before) == phase;
+      const bool sends = is_first == (lane.step == 1);
+      ncclComm_t pair = nullptr;
+      const int color = is_first ? after : is_second ? before : NCCL_SPLIT_NOCOLOR;
+      engine_->must(ncclCommSplit(calls_.comm(), color, sends ? 0 : 1, &pair, &config), axis(),
+                    fmt::format("lane for {}", lane.purpose));
+      if (color == NCCL_SPLIT_NOCOLOR) continue;
+      const std::string name = fmt::format("{}: {}", axis(), lane.purpose);
+      NcclQueue*& queue = sends ? ring.out : ring.in;
+      queue = lanes_.emplace_back(std::make_unique<NcclQueue>(engine_, name, pair)).get();
+      queue->connect(sends);
+    }
+  }
+
+  void make_window(std::int64_t bytes) override {
+    check(!window_, axis(), "a group has one window");
+    window_ = open_peers(bytes, 1);
   }
 
   /// Not ncclCommSplit, which all ranks of this group would have to call: those that end up alone do not.
@@ -129,6 +180,7 @@ class NcclCommunicator : public Communicator {
 
   std::unique_ptr<Communicator> host_;
   std::shared_ptr<State> engine_;
+  std::shared_ptr<PeerWindow> window_;  // ends after all calls
   NcclQueue calls_;
   std::vector<Ring> rings_;
   std::vector<std::unique_ptr<NcclQueue>> lanes_;  // of all rings
@@ -136,8 +188,9 @@ class NcclCommunicator : public Communicator {
 
 }  // namespace
 
-NcclEngine::NcclEngine(const Stream& compute, double timeout_seconds) : state_(std::make_shared<State>()) {
-  state_->compute = compute, state_->watch = this, state_->timeout = timeout_seconds;
+NcclEngine::NcclEngine(const Stream& compute, const Allocator& memory, double timeout_seconds)
+    : state_(std::make_shared<State>()) {
+  state_->memory = memory, state_->compute = compute, state_->watch = this, state_->timeout = timeout_seconds;
 }
 NcclEngine::~NcclEngine() = default;
 

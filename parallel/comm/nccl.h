@@ -1,8 +1,9 @@
 // Ranks as processes with a GPU each, under NCCL.
 //
-// A group is one of MPI and one of NCCL, of the same ranks. Calls on GPU memory go through NCCL; host memory,
-// barriers and the choices of split() go through MPI. An exchange is of GPU memory only, for a rank with
-// nothing to say in it could not tell.
+// A group is one of MPI and one of NCCL, of the same ranks. Calls on GPU memory go through NCCL, or where
+// they ask for it by copy engines between the GPUs of a host (peer_window.h); host memory, barriers and the
+// choices of split() go through MPI. An exchange is of GPU memory only, for a rank with nothing to say in it
+// could not tell.
 //
 // Order: a call begins after all that was enqueued on the compute stream before start_x(), and what is
 // enqueued there after wait(), or after the Pending is gone, begins after the call. The host waits for
@@ -18,6 +19,7 @@
 
 #include <memory>
 
+#include "core/allocator.h"
 #include "parallel/comm/communicator.h"
 
 namespace transmamba {
@@ -27,7 +29,8 @@ namespace transmamba {
 /// some are under way; it names the calls. Must outlive the communicators.
 class NcclEngine : public Watch {
  public:
-  explicit NcclEngine(const Stream& compute, double timeout_seconds = 600);
+  /// `memory`: what most calls are about.
+  NcclEngine(const Stream& compute, const Allocator& memory, double timeout_seconds = 600);
   ~NcclEngine() override;
   void set_timeout(double seconds);
   void look(double seconds) override;

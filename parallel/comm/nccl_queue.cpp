@@ -5,6 +5,8 @@
 #include <thread>
 #include <utility>
 
+#include "parallel/comm/peer_window.h"
+
 namespace transmamba {
 namespace {
 
@@ -46,10 +48,12 @@ std::size_t count_of(const ConstView& x) { return static_cast<std::size_t>(x.num
 /// An exchange is one group: its sends and receives do not wait for each other.
 ncclResult_t exchange(const Call& call, ncclComm_t comm, cudaStream_t stream) {
   ncclResult_t result = ncclGroupStart();
-  for (const auto& [peer, x] : call.outgoing)
-    if (result == ncclSuccess) result = ncclSend(x.raw(), count_of(x), type_of(x), peer, comm, stream);
-  for (const auto& [peer, x] : call.incoming)
-    if (result == ncclSuccess) result = ncclRecv(x.raw(), count_of(x), type_of(x), peer, comm, stream);
+  for (const Outgoing& m : call.outgoing)
+    if (result == ncclSuccess)
+      result = ncclSend(m.data.raw(), count_of(m.data), type_of(m.data), m.peer, comm, stream);
+  for (const Incoming& m : call.incoming)
+    if (result == ncclSuccess)
+      result = ncclRecv(m.data.raw(), count_of(m.data), type_of(m.data), m.peer, comm, stream);
   const ncclResult_t end = ncclGroupEnd();
   return result == ncclSuccess ? end : result;
 }
@@ -57,7 +61,7 @@ ncclResult_t exchange(const Call& call, ncclComm_t comm, cudaStream_t stream) {
 /// Of a message's pair rank 0 is the sender. It is a broadcast because of a collective call NCCL bounds the
 /// multiprocessors that it waits on (maxCTAs of its communicator), and of a send only those of all sends of a
 /// process.
-ncclResult_t enqueue(const Call& call, ncclComm_t comm, cudaStream_t stream) {
+ncclResult_t call_nccl(const Call& call, ncclComm_t comm, cudaStream_t stream) {
   const std::byte* const in = call.in.raw();
   std::byte* const out = call.out.raw();
   const ConstView counted = call.kind == Kind::all_gather || call.kind == Kind::send ? call.in : call.out;
@@ -103,6 +107,8 @@ gpu::Event State::take_event() {
 /// what went wrong, so it is left to itself after a while.
 void State::abort() {
   if (!error) error = "[nccl] calls on GPU memory were given up as another error ended this rank's work";
+  for (const std::weak_ptr<PeerWindow>& window : windows)
+    if (const auto open = window.lock()) open->release();
   std::vector<ncclComm_t> comms;
   for (NcclQueue* queue : queues)
     if (ncclComm_t comm = queue->give_up()) comms.push_back(comm);
@@ -157,21 +163,21 @@ NcclQueue::~NcclQueue() {
 /// another, one on either side of it, would cost the GPU microseconds. A communicator's calls are made one
 /// after the other all the same: this one after those on the other stream, and theirs after what compute has
 /// by then.
-std::unique_ptr<Pending::Work> NcclQueue::run(const Call& call) {
+std::unique_ptr<Pending::Work> NcclQueue::run(const Call& call, const Enqueue& enqueue) {
   constexpr std::size_t kMostFlights = 64;
   if (flights_.size() >= kMostFlights) trim();
   auto flight = std::make_shared<NcclFlight>(engine_, call);
   if (call.blocking) {
     if (beside_) beside_->order(), beside_.reset();
     if (call.span) call.span->begins_in(engine_->compute);
-    make(call, engine_->compute);
+    enqueue(engine_->compute);
     if (call.span) call.span->ends_on(engine_->compute);
     flight->event.record(engine_->compute);
     flight->ordered = true;
   } else {
     flight->event.record(engine_->compute), flight->event.hold(stream_);
     if (call.span) call.span->begins_on(stream_);
-    make(call, stream_);
+    enqueue(stream_);
     if (call.span) call.span->ends_on(stream_);
     flight->event.record(stream_);
     beside_ = flight;
@@ -192,7 +198,7 @@ void NcclQueue::connect(bool sends) {
 }
 
 void NcclQueue::make(const Call& call, const Stream& stream) const {
-  const ncclResult_t result = enqueue(call, comm_, static_cast<cudaStream_t>(stream.handle));
+  const ncclResult_t result = call_nccl(call, comm_, static_cast<cudaStream_t>(stream.handle));
   if (result != ncclSuccess) engine_->must(result, axis_, to_string(call));
 }
 

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <deque>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -20,14 +21,17 @@
 namespace transmamba {
 
 class NcclQueue;
+class PeerWindow;
 
 struct NcclEngine::State {
   Stream compute;
+  Allocator memory;
   Watch* watch = nullptr;
   double timeout = 0;
   int rank = 0;                      // of this process
   std::optional<std::string> error;  // the first: after it nothing can be relied on
   std::vector<NcclQueue*> queues;
+  std::vector<std::weak_ptr<PeerWindow>> windows;
   std::vector<gpu::Event> events;  // to be used again
   double looked = std::numeric_limits<double>::infinity();
   std::chrono::steady_clock::time_point moved;  // a wait began, or a call came to its end
@@ -52,8 +56,8 @@ struct NcclFlight {
   bool ordered = false;  // before what the compute stream gets now
 };
 
-/// Calls that the GPU makes one after the other, in the order in which they were enqueued: an NCCL
-/// communicator with a stream of its own, beside the compute stream.
+/// Calls that the GPU makes one after the other, in the order in which they were enqueued, in a stream of its
+/// own beside the compute stream: those of an NCCL communicator, or of none but others' (Enqueue).
 class NcclQueue {
  public:
   NcclQueue(std::shared_ptr<NcclEngine::State> engine, std::string axis, ncclComm_t comm);
@@ -61,7 +65,11 @@ class NcclQueue {
   NcclQueue(const NcclQueue&) = delete;
   NcclQueue& operator=(const NcclQueue&) = delete;
 
-  std::unique_ptr<Pending::Work> run(const Call& call);
+  using Enqueue = std::function<void(const Stream& stream)>;
+  std::unique_ptr<Pending::Work> run(const Call& call) {
+    return run(call, [&](const Stream& stream) { make(call, stream); });
+  }
+  std::unique_ptr<Pending::Work> run(const Call& call, const Enqueue& enqueue);
   /// The first message of a pair, for which the hosts wait for each other: not in the midst of a schedule,
   /// which knows nothing of that.
   void connect(bool sends);

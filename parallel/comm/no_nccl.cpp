@@ -13,7 +13,7 @@ namespace {
 }  // namespace
 
 struct NcclEngine::State {};
-NcclEngine::NcclEngine(const Stream&, double) { missing(); }
+NcclEngine::NcclEngine(const Stream&, const Allocator&, double) { missing(); }
 NcclEngine::~NcclEngine() = default;
 void NcclEngine::set_timeout(double) { missing(); }
 void NcclEngine::look(double) { missing(); }

@@ -20,6 +20,13 @@ Sequence::Sequence(Communicator& cp, const ContextLayout& layout)
             [](const Part& a, const Part& b) { return a.segment.begin < b.segment.begin; });
   for (std::size_t k = 0; k < parts_.size(); ++k)
     mine_[static_cast<std::size_t>(parts_[k].rank)].push_back(k);
+  check(cp.size() == 1 || cp.size() * max_parts_ <= kMaxSegments, "context",
+        "parallel.cp {} with {} segments a rank: expected at most {} segments; other layouts and a larger "
+        "parallel.cp_chunk make fewer",
+        cp.size(), max_parts_, kMaxSegments);
+  for (const Part& part : parts_)
+    places_.push_back({static_cast<std::int16_t>(part.rank * max_parts_ + part.index),
+                       static_cast<std::int16_t>(part.rank == cp.rank() ? part.index : -1)});
 }
 
 std::int64_t Sequence::tokens_before(std::int64_t position, int rank) const {
@@ -29,6 +36,11 @@ std::int64_t Sequence::tokens_before(std::int64_t position, int rank) const {
     count += std::clamp<std::int64_t>(position - s.begin, 0, s.size());
   }
   return count;
+}
+
+void Sequence::keep(const Stream& stream, Pending pending, std::vector<Tensor> buffers) const {
+  if (stream.device == Device::cpu) return pending.wait();
+  kept_.push_back({std::move(buffers), std::move(pending)});
 }
 
 Tensor Sequence::deal(const Context& context, const Tensor& whole) const {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/tensor.h"
+#include "kernels/ssd.h"
 #include "parallel/comm/communicator.h"
 #include "parallel/context/layout.h"
 
@@ -31,9 +32,15 @@ class Sequence {
   const std::vector<std::size_t>& mine() const { return mine_[static_cast<std::size_t>(cp_->rank())]; }
   const Part& my_part(std::size_t i) const { return parts_[mine()[i]]; }
   std::int64_t max_parts() const { return max_parts_; }  ///< most that any rank has
+  /// Of parts(), where each rank gives max_parts() blocks, and which are this rank's.
+  std::span<const SegmentPlace> places() const { return places_; }
   /// How many tokens of `rank` stand before `position`. They are its first ones.
   std::int64_t tokens_before(std::int64_t position, int rank) const;
   std::int64_t tokens_before(std::int64_t position) const { return tokens_before(position, cp_->rank()); }
+  /// For a rank that sends and receives nothing: the call goes on, with its buffers, until this is destroyed.
+  /// Who waited for it would wait for ranks that may be far behind. On the host, which moves its messages
+  /// only when it waits, it is waited for.
+  void keep(const Stream& stream, Pending pending, std::vector<Tensor> buffers) const;
   /// This rank's tokens out of whole sequences, (b, T) -> (b, tokens()) int32. In host memory both.
   Tensor deal(const Context& context, const Tensor& whole) const;
 
@@ -41,7 +48,13 @@ class Sequence {
   Communicator* cp_;
   std::int64_t length_ = 0, tokens_ = 0, max_parts_ = 0;
   std::vector<Part> parts_;
+  std::vector<SegmentPlace> places_;
   std::vector<std::vector<std::size_t>> mine_;
+  struct Kept {
+    std::vector<Tensor> buffers;
+    Pending pending;  // which ends before they do
+  };
+  mutable std::vector<Kept> kept_;
 };
 
 }  // namespace transmamba

@@ -4,69 +4,106 @@
 #include "kernels/ssd.h"
 
 namespace transmamba {
-
+/// A segment's decays stand behind its state.
 Summaries::Summaries(const Context& context, std::int64_t count, std::int64_t b, std::int64_t h,
-                     std::int64_t n, std::int64_t p) {
-  const std::int64_t states = count * b * h * n * p, decays = count * b * h;
-  flat = context.empty({states + decays}, context.statistics());
-  fill({.value = 0, .y = flat}, context.stream);
-  state = View(flat.slice(0, 0, states).view().raw(), flat.dtype(), {count, b, h, n, p});
-  log_decay = View(flat.slice(0, states, states + decays).view().raw(), flat.dtype(), {count, b, h});
+                     std::int64_t n, std::int64_t p)
+    : Summaries(context.empty({count, b * h * (n * p + 1)}, context.statistics()), {count, b, h, n, p}) {}
+
+Summaries::Summaries(const Tensor& blocks, const Shape& shape) : flat(blocks) {
+  const std::int64_t h = shape[2], p = shape[4], one = shape[3] * p, states = shape[1] * h * one;
+  state = blocks.slice(1, 0, states).split(1, h * one).split(2, one).split(3, p);
+  log_decay = blocks.slice(1, states, states + shape[1] * h).split(1, h);
+}
+
+namespace {
+
+/// Whether `to` reads what `from` has said of its segments: it has one that is later than one of those, or
+/// earlier.
+bool reads(const Sequence& sequence, int to, int from, StateHandoff::Direction direction) {
+  const auto parts = sequence.parts();
+  const auto last = [&](int rank) {
+    std::size_t k = parts.size() - 1;
+    while (parts[k].rank != rank) --k;
+    return k;
+  };
+  const auto first = [&](int rank) {
+    std::size_t k = 0;
+    while (parts[k].rank != rank) ++k;
+    return k;
+  };
+  return direction == StateHandoff::Direction::later ? first(from) < last(to) : last(from) > first(to);
+}
+
+}  // namespace
+
+std::int64_t handoff_window_bytes(const Sequence& sequence, std::int64_t b, std::int64_t h, std::int64_t n,
+                                  std::int64_t p, DType statistics) {
+  const std::int64_t segments = sequence.cp().size() * sequence.max_parts();
+  return segments * b * h * (n * p + 1) * size_of(statistics);
 }
 
 StateHandoff::StateHandoff(const Context& context, const Sequence& sequence, Summaries mine,
-                           std::string_view purpose)
-    : sequence_(&sequence),
-      mine_(std::move(mine)),
-      all_(context.empty({sequence.cp().size(), mine_.flat.numel()}, context.statistics())),
-      pending_(sequence.cp().start_all_gather(purpose, mine_.flat, all_)) {}
-
-Summaries StateHandoff::in_order(const Context& context) {
-  pending_.wait();
-  const Shape& s = mine_.state.shape();
-  const auto segments = static_cast<std::int64_t>(sequence_->parts().size());
-  Summaries ordered(context, segments, s[1], s[2], s[3], s[4]);
-  for (std::int64_t k = 0; k < segments; ++k) {
-    const Sequence::Part& part = sequence_->parts()[static_cast<std::size_t>(k)];
-    // The rank's block seen as `mine_` is laid out.
-    std::byte* block = all_.slice(0, part.rank, part.rank + 1).view().raw();
-    const View state(block, all_.dtype(), s);
-    const View log_decay(block + state.numel() * size_of(all_.dtype()), all_.dtype(),
-                         mine_.log_decay.shape());
-    copy({.x = state.slice(0, part.index, part.index + 1), .y = ordered.state.slice(0, k, k + 1)},
-         context.stream);
-    copy({.x = log_decay.slice(0, part.index, part.index + 1), .y = ordered.log_decay.slice(0, k, k + 1)},
-         context.stream);
+                           Direction direction, std::string_view purpose)
+    : sequence_(&sequence), mine_(std::move(mine)) {
+  Communicator& cp = sequence.cp();
+  const std::int64_t parts = mine_.flat.dim(0);
+  const Shape shape{cp.size() * parts, mine_.flat.dim(1)};
+  all_ = cp.window() ? Tensor(*cp.window(), shape, mine_.flat.dtype())
+                     : context.empty(shape, mine_.flat.dtype());
+  const auto of_rank = [&](int rank) { return all_.slice(0, rank * parts, (rank + 1) * parts); };
+  std::vector<Outgoing> outgoing;
+  std::vector<Incoming> incoming;
+  for (int other = 0; other < cp.size(); ++other) {
+    if (reads(sequence, other, cp.rank(), direction))
+      outgoing.push_back({other, mine_.flat, of_rank(cp.rank())});
+    if (!reads(sequence, cp.rank(), other, direction)) continue;
+    incoming.push_back({other, of_rank(other)});
+    receives_ |= other != cp.rank();
   }
-  all_ = Tensor();
-  return ordered;
+  pending_ = cp.start_exchange(purpose, outgoing, incoming);
 }
 
-Tensor StateHandoff::mine_of(const Context& context, const View& states) const {
-  Shape shape = states.shape();
+/// A segment's place is its rank's, then its index there, as Sequence::places() has it. What nobody reads is
+/// undefined.
+Summaries StateHandoff::all(const Context& context) {
+  if (receives_)
+    pending_.wait();
+  else
+    sequence_->keep(context.stream, std::move(pending_), {mine_.flat});
+  Shape shape = mine_.state.shape();
+  shape[0] = all_.dim(0);
+  return {all_, shape};
+}
+
+Tensor StateHandoff::wanted(const Context& context) const {
+  Shape shape = mine_.state.shape();
   shape[0] = static_cast<std::int64_t>(sequence_->mine().size());
-  const Tensor mine = context.empty(shape, context.statistics());
-  for (std::int64_t i = 0; i < shape[0]; ++i) {
-    const auto k = static_cast<std::int64_t>(sequence_->mine()[static_cast<std::size_t>(i)]);
-    copy({.x = states.slice(0, k, k + 1), .y = mine.slice(0, i, i + 1)}, context.stream);
-  }
-  return mine;
+  return context.empty(shape, mine_.flat.dtype());
 }
 
 Entering StateHandoff::combine(const Context& context) {
-  const Summaries local = in_order(context);
-  const Tensor states = context.empty(local.state.shape(), context.statistics()),
-               log_decay = context.empty(local.log_decay.shape(), context.statistics());
-  ssd_combine({.log_decay = local.log_decay, .local = local.state, .states = states}, context.stream);
-  copy({.x = local.log_decay, .y = log_decay}, context.stream);
-  return {mine_of(context, states), log_decay};
+  const Summaries gathered = all(context);
+  const Entering entering{wanted(context), context.empty(mine_.log_decay.shape(), mine_.flat.dtype())};
+  copy({.x = mine_.log_decay, .y = entering.log_decay}, context.stream);
+  ssd_combine({.log_decay = gathered.log_decay,
+               .local = gathered.state,
+               .segments = sequence_->places(),
+               .states = entering.states},
+              context.stream);
+  all_ = Tensor();
+  return entering;
 }
 
-Tensor StateHandoff::combine_backward(const Context& context, const Entering& entering) {
-  const Summaries direct = in_order(context);
-  ssd_combine_backward({.dstates = direct.state, .log_decay = entering.log_decay, .dlocal = direct.state},
+Tensor StateHandoff::combine_backward(const Context& context) {
+  const Summaries gathered = all(context);
+  const Tensor dends = wanted(context);
+  ssd_combine_backward({.log_decay = gathered.log_decay,
+                        .dstates = gathered.state,
+                        .segments = sequence_->places(),
+                        .dlocal = dends},
                        context.stream);
-  return mine_of(context, direct.state);
+  all_ = Tensor();
+  return dends;
 }
 
 }  // namespace transmamba

@@ -66,9 +66,15 @@ TokenExchange::Transfer TokenExchange::start(const Context& context, std::string
   return transfer;
 }
 
-void TokenExchange::Transfer::finish(const Context& context) {
-  pending_.wait();
+void TokenExchange::Transfer::finish(const Context& context, const Sequence* sequence) {
   if (exchange_ == nullptr) return;
+  const auto mine = static_cast<std::size_t>(exchange_->cp_->rank());
+  bool receives = false;
+  for (std::size_t rank = 0; rank < received_.size(); ++rank) receives |= rank != mine && received_[rank];
+  if (receives || sequence == nullptr)
+    pending_.wait();
+  else
+    sequence->keep(context.stream, std::move(pending_), sent_);
   std::vector<std::int64_t> taken(received_.size());
   for (std::size_t rank = 0; rank < received_.size(); ++rank)  // the order of sums does not depend on moves'
     for (const TokenMove& move : exchange_->moves_) {

@@ -22,7 +22,9 @@ class TokenExchange {
   /// A transfer under way; its buffers live in it.
   class Transfer {
    public:
-    void finish(const Context& context);  ///< then the result is there; nothing if none was started
+    /// Then the result is there; nothing if none was started. What a rank without one sends goes on where
+    /// `sequence` is given (Sequence::keep).
+    void finish(const Context& context, const Sequence* sequence = nullptr);
 
    private:
     friend class TokenExchange;

@@ -18,7 +18,7 @@ void ColumnLinear::forward(const Context& context, const Tensor& x, View y) cons
 
 Tensor ColumnLinear::backward(const Context& context, ConstView dy, const Tensor& x) const {
   // Each transfer runs beside a product that does not need it.
-  const int spare = tp_->size() > 1 ? kTransferProcessors : 0;
+  const int spare = TokenShard(*tp_, dy.dim(0)).spare;
   GatherTokens all(context, *tp_, "column linear: tokens again", x, dy.dim(0));
   const Tensor dx = context.empty(x.shape());
   ScatterTokens sums(context, *tp_, dy.dim(0), dx);

@@ -87,7 +87,7 @@ void Mixer::gather_halo(const Context& context, const Sequence& sequence, Projec
   fill({.value = 0, .y = in.halo}, context.stream);
   halo_exchange(sequence, width)
       .start_gather(context, "conv halo", conv_view(in.projected), in.halo)
-      .finish(context);
+      .finish(context, &sequence);
 }
 
 void Mixer::convolve(const Context& context, const Projections& in, const Run& run, ConstView halo,
@@ -166,10 +166,12 @@ void Mixer::scan(const Context& context, const Sequence& sequence, Saved& s) con
     const bool starts_here = run.cut == run.begin;
     s.state[i] = starts_here && entering ? entering
                                          : context.empty({s.y.dim(0), heads_, n_, p_}, context.statistics());
-    if (!starts_here && converter_)
-      summarise(context, s.in, run.begin, run.cut, entering, s.state[i], {});
-    else if (!starts_here || !entering)
+    if (!starts_here && converter_) {
+      if (entering) s.prefix_log_decay = context.empty({s.y.dim(0), heads_}, context.statistics());
+      summarise(context, s.in, run.begin, run.cut, entering, s.state[i], s.prefix_log_decay);
+    } else if (!starts_here || !entering) {
       fill({.value = 0, .y = s.state[i]}, context.stream);
+    }
     const bool has_transpoint = run.cut > run.begin || run.position == transpoint_;
     if (s.keep_states && has_transpoint) s.state_at_transpoint = s.state[i];
     if (s.keep_states && run.is_last) s.last_state = context.empty(s.state[i].shape(), context.statistics());
@@ -243,7 +245,8 @@ void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& 
                   head_view(s.in.qkv, 2).slice(1, 0, cut));
   std::optional<StateHandoff> handoff;
   if (sequence.parts().size() > 1 && (transpoint_ < sequence.length() || s.keep_states))
-    handoff.emplace(context, sequence, summaries(context, sequence, s.in), "state handoff");
+    handoff.emplace(context, sequence, summaries(context, sequence, s.in), StateHandoff::Direction::later,
+                    "state handoff");
   keys.finish(context);
   if (cut > 0) attend(context, sequence, keys, s);
 

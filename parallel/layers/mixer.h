@@ -33,6 +33,7 @@ class Mixer {
     Projections in;
     Tensor lse;                 // (b, h, cut), S
     Entering entering;          // the states that enter its segments; absent where one rank has all
+    Tensor prefix_log_decay;    // (b, h), S: with `entering`, of the tokens before P in P's segment
     std::vector<Tensor> state;  // for each segment with SSM tokens: (b, h, n, p), S, at the first of them
     Tensor y;                   // (b, t, h, p) attention's and the SSM's outputs side by side
     Tensor normed;              // (b, t, h, p)
@@ -105,6 +106,7 @@ class Mixer {
     std::int64_t position;    // of its first token in time
     std::int64_t summarised;  // what later segments need of it is the summary of [summarised, end)
     bool is_last;             // in time, over all ranks
+    bool is_first() const { return position == 0; }
     bool scans(bool keep_states) const { return cut < end || (keep_states && is_last); }
   };
   std::vector<Run> runs(const Sequence& sequence) const;
@@ -143,11 +145,13 @@ class Mixer {
   void scan(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
             ConstView state, const Tensor& y, View last) const;
   void scan(const Context& context, const Sequence& sequence, Saved& s) const;
-  void scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Saved& s,
-                     const Projections& d) const;
-  void summarise_backward(const Context& context, const Saved& s, std::int64_t begin, std::int64_t end,
-                          ConstView dstate_out, ConstView state_in, const Projections& d,
-                          View dstate_in) const;
+  /// The gradients of the states that entered this rank's segments, by the segments' own outputs.
+  Summaries entry_gradients(const Context& context, const Sequence& sequence, const Tensor& dy,
+                            const Saved& s) const;
+  /// `dends` (segments, b, h, n, p): the gradients of the states that the segments end with, where others
+  /// read them.
+  void scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Tensor& dends,
+                     const Saved& s, const Projections& d) const;
 
   /// SiLU(z) where it gates, then the per-head norm. Tokens from `cut` on are the SSM's.
   Tensor gate_and_norm(const Context& context, const Tensor& y, const Projections& in,

@@ -1,5 +1,7 @@
 // The backward pass of mixer.cpp: its steps in reverse. Each exchange between ranks is the conjugate of the
 // forward pass's. Memory is freed when its last reader is done (parallel/plan/memory.cpp counts on that).
+#include <optional>
+
 #include "core/profile.h"
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
@@ -74,67 +76,74 @@ void Mixer::attend_backward(const Context& context, const Sequence& sequence, co
   keys.scatter(context, sums, dk, dv);
 }
 
-void Mixer::summarise_backward(const Context& context, const Saved& s, std::int64_t begin, std::int64_t end,
-                               ConstView dstate_out, ConstView state_in, const Projections& d,
-                               View dstate_in) const {
-  ssd_summary_backward({.dstate_out = dstate_out,
-                        .k = head_view(s.in.qkv, 1).slice(1, begin, end),
-                        .v = head_view(s.in.qkv, 2).slice(1, begin, end),
-                        .dt = s.in.dt.slice(1, begin, end),
-                        .a_log = a_log_.value(),
-                        .state_in = state_in,
-                        .dk = head_view(d.qkv, 1).slice(1, begin, end),
-                        .dv = head_view(d.qkv, 2).slice(1, begin, end),
-                        .ddt = d.dt.slice(1, begin, end),
-                        .da_log = a_log_.grad(),
-                        .dstate_in = dstate_in},
-                       context.stream);
-}
-
-void Mixer::scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Saved& s,
-                          const Projections& d) const {
-  const Region region(context, "convert and scan backward");
+Summaries Mixer::entry_gradients(const Context& context, const Sequence& sequence, const Tensor& dy,
+                                 const Saved& s) const {
+  const Region region(context, "entry gradients");
+  const Summaries mine(context, sequence.max_parts(), dy.dim(0), heads_, n_, p_);
+  copy({.x = s.entering.log_decay, .y = mine.log_decay}, context.stream);
   const std::vector<Run> all = runs(sequence);
-  Summaries direct;  // gradients of the entering states by the segments' own tokens
-  if (s.entering) direct = Summaries(context, sequence.max_parts(), dy.dim(0), heads_, n_, p_);
   for (std::size_t i = 0; i < all.size(); ++i) {
     const Run& run = all[i];
-    if (run.cut == run.end) continue;
     const bool starts_here = run.cut == run.begin;
-    const Tensor passed =
-        starts_here && s.entering ? Tensor() : context.empty(s.state[i].shape(), context.statistics());
-    const View dstate = passed ? passed.view() : direct.state_of(i);
-    const auto part = [&](const Tensor& x) { return x.slice(1, run.cut, run.end); };
-    ssd_scan_backward({.dy = part(dy),
-                       .q = part(head_view(s.in.qkv, 0)),
-                       .k = part(head_view(s.in.qkv, 1)),
-                       .v = part(head_view(s.in.qkv, 2)),
-                       .dt = part(s.in.dt),
-                       .a_log = a_log_.value(),
-                       .d_skip = d_skip_.value(),
-                       .state_in = s.state[i],
-                       .dq = part(head_view(d.qkv, 0)),
-                       .dk = part(head_view(d.qkv, 1)),
-                       .dv = part(head_view(d.qkv, 2)),
-                       .ddt = part(d.dt),
-                       .da_log = a_log_.grad(),
-                       .dd_skip = d_skip_.grad(),
-                       .dstate_in = dstate},
-                      context.stream);
-    // The state passed through the segment's tokens before P; they get their part.
-    if (!starts_here && converter_)
-      summarise_backward(context, s, run.begin, run.cut, dstate, s.entering ? s.entering.of(i) : Tensor(), d,
-                         s.entering ? direct.state_of(i) : View());
+    if (run.is_first()) continue;  // nobody's
+    if (run.cut == run.end || !(starts_here || converter_)) {
+      fill({.value = 0, .y = mine.state_of(i)}, context.stream);
+      continue;
+    }
+    ssd_entry_gradient({.dy = dy.slice(1, run.cut, run.end),
+                        .q = head_view(s.in.qkv, 0).slice(1, run.cut, run.end),
+                        .dt = s.in.dt.slice(1, run.cut, run.end),
+                        .a_log = a_log_.value(),
+                        .log_decay = starts_here ? Tensor() : s.prefix_log_decay,
+                        .dstate_in = mine.state_of(i)},
+                       context.stream);
   }
-  if (!s.entering || transpoint_ >= sequence.length()) return;
-  StateHandoff handoff(context, sequence, direct, "state handoff gradients");
-  const Tensor dends = handoff.combine_backward(context, s.entering);
+  return mine;
+}
+
+void Mixer::scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy,
+                          const Tensor& dends, const Saved& s, const Projections& d) const {
+  const std::vector<Run> all = runs(sequence);
   for (std::size_t i = 0; i < all.size(); ++i) {
     const Run& run = all[i];
     const auto at = static_cast<std::int64_t>(i);
-    if (!run.is_last && run.summarised < run.end)
-      summarise_backward(context, s, run.summarised, run.end, dends.slice(0, at, at + 1).merge(0),
-                         converter_ ? s.entering.of(i) : s.state[i], d, {});
+    Tensor dstate = dends && !run.is_last ? dends.slice(0, at, at + 1).merge(0) : Tensor();  // at its end
+    const bool converts = run.begin < run.cut && converter_;
+    if (run.cut < run.end) {
+      const auto part = [&](const Tensor& x) { return x.slice(1, run.cut, run.end); };
+      const Tensor dend = dstate;
+      if (converts) dstate = context.empty(s.state[i].shape(), context.statistics());
+      ssd_scan_backward({.dy = part(dy),
+                         .dstate_out = dend,
+                         .q = part(head_view(s.in.qkv, 0)),
+                         .k = part(head_view(s.in.qkv, 1)),
+                         .v = part(head_view(s.in.qkv, 2)),
+                         .dt = part(s.in.dt),
+                         .a_log = a_log_.value(),
+                         .d_skip = d_skip_.value(),
+                         .state_in = s.state[i],
+                         .dq = part(head_view(d.qkv, 0)),
+                         .dk = part(head_view(d.qkv, 1)),
+                         .dv = part(head_view(d.qkv, 2)),
+                         .ddt = part(d.dt),
+                         .da_log = a_log_.grad(),
+                         .dd_skip = d_skip_.grad(),
+                         .dstate_in = converts ? dstate : Tensor()},
+                        context.stream);
+    }
+    if (!converts || !dstate) continue;
+    // The state passed through the segment's tokens before P; they get their part.
+    ssd_summary_backward({.dstate_out = dstate,
+                          .k = head_view(s.in.qkv, 1).slice(1, run.begin, run.cut),
+                          .v = head_view(s.in.qkv, 2).slice(1, run.begin, run.cut),
+                          .dt = s.in.dt.slice(1, run.begin, run.cut),
+                          .a_log = a_log_.value(),
+                          .state_in = s.entering ? s.entering.of(i) : Tensor(),
+                          .dk = head_view(d.qkv, 1).slice(1, run.begin, run.cut),
+                          .dv = head_view(d.qkv, 2).slice(1, run.begin, run.cut),
+                          .ddt = d.dt.slice(1, run.begin, run.cut),
+                          .da_log = a_log_.grad()},
+                         context.stream);
   }
 }
 
@@ -165,7 +174,7 @@ void Mixer::convolve_backward(const Context& context, const Sequence& sequence, 
   if (dhalo)
     halo_exchange(sequence, width)
         .start_scatter_add(context, "conv halo gradients", dhalo, dx)
-        .finish(context);
+        .finish(context, &sequence);
 }
 
 Tensor Mixer::backward(const Context& context, const Sequence& sequence, const Tensor& u, const Tensor& dout,
@@ -184,15 +193,25 @@ Tensor Mixer::backward(const Context& context, const Sequence& sequence, const T
   d.projected = aligned_rows(context, {b, t, projected_width()});
   gate_and_norm_backward(context, dy, s, cut, d);
 
-  // Through attention, then the SSM: what the states ask of a token's k and v adds to what attention did.
+  // Through attention, then the SSM: what the states ask of a token's k and v adds to what attention did. The
+  // gradients of states pass between ranks while we attend.
   if (!s.in.qkv) convolve(context, sequence, s.keep_states, s.in);
   d.qkv = context.empty(s.in.qkv.shape());
   if (s.in.k_rotated) d.k_rotated = context.empty(s.in.k_rotated.shape());
   d.dt = context.empty(s.in.dt.shape(), context.statistics());
+  std::optional<StateHandoff> handoff;
+  if (s.entering && transpoint_ < sequence.length())
+    handoff.emplace(context, sequence, entry_gradients(context, sequence, dy, s),
+                    StateHandoff::Direction::earlier, "state handoff gradients");
   attend_backward(context, sequence, dy, s, d);
-  fill({.value = 0, .y = d.dt.slice(1, 0, cut)}, context.stream);
-  scan_backward(context, sequence, dy, s, d);
-  dy = s.y = s.lse = s.in.qkv = s.in.k_rotated = Tensor();
+  {
+    const Region region(context, "convert and scan backward");
+    fill({.value = 0, .y = d.dt.slice(1, 0, cut)}, context.stream);
+    const Tensor dends = handoff ? handoff->combine_backward(context) : Tensor();
+    scan_backward(context, sequence, dy, dends, s, d);
+  }
+  handoff.reset();
+  dy = s.y = s.lse = s.in.qkv = s.in.k_rotated = s.prefix_log_decay = Tensor();
   s.state.clear(), s.entering = {};
 
   // Through the convolution, the softplus and the input projections.

@@ -7,12 +7,24 @@
 namespace transmamba {
 namespace {
 
+/// NCCL's messages on NVLink run on up to 32; copy engines take none.
+constexpr int kNcclProcessors = 32;
+
+std::int64_t aligned(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+/// Where other ranks' tokens go.
+Tensor receiving(const Context& context, Communicator& tp, const Shape& shape) {
+  return tp.window() ? Tensor(*tp.window(), shape, context.dtype) : context.empty(shape);
+}
+
 /// The rank `step` after this one, or before it.
 int rank_at(const Communicator& tp, int step) { return (tp.rank() + step + tp.size()) % tp.size(); }
 
-/// Sends `out` to the rank `step` after this one, and gets `in` from the one before it. Either may be empty.
-Pending pass(Communicator& tp, std::string_view purpose, int step, const ConstView& out, const View& in) {
-  const Outgoing outgoing{rank_at(tp, step), out};
+/// Sends `out` to the rank `step` after this one, `there`, and gets `in` from the one before it. Either may
+/// be empty.
+Pending pass(Communicator& tp, std::string_view purpose, int step, const ConstView& out, const View& there,
+             const View& in) {
+  const Outgoing outgoing{rank_at(tp, step), out, there};
   const Incoming incoming{rank_at(tp, -step), in};
   return tp.start_exchange(purpose, {&outgoing, out.numel() > 0 ? 1U : 0U},
                            {&incoming, in.numel() > 0 ? 1U : 0U});
@@ -20,27 +32,34 @@ Pending pass(Communicator& tp, std::string_view purpose, int step, const ConstVi
 
 }  // namespace
 
-TokenShard::TokenShard(const Communicator& tp, std::int64_t all)
+std::int64_t token_window_bytes(const Communicator& tp, std::int64_t tokens, std::int64_t d, DType dtype) {
+  const std::int64_t ranks = tp.size(), row = d * size_of(dtype);
+  return aligned(tokens * row) + aligned((ranks - 1) * ((tokens + ranks - 1) / ranks) * row);
+}
+
+TokenShard::TokenShard(Communicator& tp, std::int64_t all)
     : tokens(all),
       rows((all + tp.size() - 1) / tp.size()),
       mine(std::clamp<std::int64_t>(all - tp.rank() * rows, 0, rows)),
+      spare(tp.size() == 1 || tp.window() ? 0 : kNcclProcessors),
       rank_(tp.rank()),
       ranks_(tp.size()) {}
 
 TokenRun TokenShard::run_of(int step, bool moves) const {
   const std::int64_t begin = std::min((rank_ + step + ranks_) % ranks_ * rows, tokens);
-  return {begin, std::min(begin + rows, tokens), step == 0, moves ? kTransferProcessors : 0};
+  return {begin, std::min(begin + rows, tokens), step == 0, moves ? spare : 0};
 }
 
 GatherTokens::GatherTokens(const Context& context, Communicator& tp, std::string_view purpose,
                            const Tensor& shard, std::int64_t tokens)
     : context_(context), tp_(tp), shape_(tp, tokens), shard_(shard), all_(shard) {
   if (tp.size() == 1) return;
-  all_ = context.empty({tokens, shard.dim(1)});
+  all_ = receiving(context, tp, {tokens, shard.dim(1)});
+  const TokenRun own = shape_.run_of(0);
   for (int step = 1; step < tp.size(); ++step) {
     const TokenRun from = shape_.run_of(-step);
-    pending_.push_back(
-        pass(tp, purpose, step, shard.slice(0, 0, shape_.mine), all_.slice(0, from.begin, from.end)));
+    pending_.push_back(pass(tp, purpose, step, shard.slice(0, 0, shape_.mine),
+                            all_.slice(0, own.begin, own.end), all_.slice(0, from.begin, from.end)));
   }
 }
 
@@ -62,7 +81,7 @@ ScatterTokens::ScatterTokens(const Context& context, Communicator& tp, std::int6
     : context_(context), tp_(tp), shape_(tp, tokens), mine_(mine.slice(0, 0, shape_.mine)) {
   if (tp.size() == 1) return;
   sent_ = context.empty({tp.size() - 1, shape_.rows, mine.dim(1)});
-  received_ = context.empty({tp.size() - 1, shape_.rows, mine.dim(1)});
+  received_ = receiving(context, tp, {tp.size() - 1, shape_.rows, mine.dim(1)});
 }
 
 View ScatterTokens::addend(int step) const {
@@ -72,8 +91,10 @@ View ScatterTokens::addend(int step) const {
 }
 
 void ScatterTokens::start(std::string_view purpose, int step) {
-  const Tensor in = received_.slice(0, step - 1, step).merge(0).slice(0, 0, shape_.mine);
-  pending_.push_back(pass(tp_, purpose, step, addend(step), in));
+  const View out = addend(step);
+  const Tensor place = received_.slice(0, step - 1, step).merge(0);
+  pending_.push_back(
+      pass(tp_, purpose, step, out, place.slice(0, 0, out.dim(0)), place.slice(0, 0, shape_.mine)));
 }
 
 void ScatterTokens::finish() {

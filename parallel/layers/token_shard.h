@@ -13,9 +13,9 @@
 
 namespace transmamba {
 
-/// Multiprocessors of a GPU that a transfer wants (Gemm::spare): a product that took all would have it wait
-/// for its own end. NCCL's messages on NVLink run on up to 32.
-constexpr int kTransferProcessors = 32;
+/// What the transfers of layers over `tokens` tokens of width d on a rank have in the group's window
+/// (Communicator::open_window) at once, bytes: all tokens, and the addends of this rank's.
+std::int64_t token_window_bytes(const Communicator& tp, std::int64_t tokens, std::int64_t d, DType dtype);
 
 /// Tokens [begin, end): a rank's run.
 struct TokenRun {
@@ -28,9 +28,12 @@ struct TokenRun {
 /// tp does not divide `tokens` the last runs are shorter, or empty, and the rows that they lack in a tensor
 /// of (rows, d) are undefined.
 struct TokenShard {
-  TokenShard(const Communicator& tp, std::int64_t tokens);
+  TokenShard(Communicator& tp, std::int64_t tokens);
   std::int64_t tokens, rows;
   std::int64_t mine;  ///< rows of this rank that are tokens
+  /// Multiprocessors of a GPU that a transfer wants (Gemm::spare): a product that took all would have it wait
+  /// for its own end.
+  int spare;
   /// Of the rank `step` after this one, or before it; |step| < tp. `moves`: others are on their way.
   TokenRun run_of(int step, bool moves = false) const;
 

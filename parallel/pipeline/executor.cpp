@@ -152,7 +152,11 @@ class Run {
 
 }  // namespace
 
-void open_transfers(const Mesh& mesh) { mesh.pp().open_lanes(kLanes); }
+void open_transfers(const Mesh& mesh, std::int64_t message_bytes) {
+  auto lanes = kLanes;
+  for (Lane& lane : lanes) lane.bytes = message_bytes;
+  mesh.pp().open_lanes(lanes);
+}
 
 void run_schedule(const Context& context, const Model& model, const Schedule& schedule,
                   const Batches& batches, const View& loss, const RunOptions& options) {

@@ -30,8 +30,9 @@ struct RunOptions {
   bool is_first = false;
 };
 
-/// A collective call on the mesh's pp axis, before the first schedule is run: its lanes.
-void open_transfers(const Mesh& mesh);
+/// A collective call on the mesh's pp axis, before the first schedule is run: its lanes. `message_bytes`: of
+/// the largest activations between stages, where copy engines may carry them (Lane).
+void open_transfers(const Mesh& mesh, std::int64_t message_bytes);
 
 /// Runs `schedule` (of the model's pp and chunks). loss (1) float64, on the device, += the sum of the token
 /// losses, in nats, of the tokens of which this rank is the one that counts: tp rank 0 of the last stage's.

@@ -121,8 +121,8 @@ LayerBytes mixer_bytes(const Sizes& z, const Dealt& x, bool converter, std::int6
   const double k_rotated = x.is_scanned && converter ? z.b * x.before * z.h * z.n * z.T : 0;
   const double lse = z.b * x.before * z.h * z.S;
   const bool hands_over = z.cp > 1 && x.is_scanned;
-  const double entering = hands_over ? x.segments * one_state + x.all_segments * decay : 0;
-  const double state = x.state * one_state;
+  const double entering = hands_over ? x.segments * (one_state + decay) : 0;
+  const double state = x.state * (one_state + (hands_over && converter ? decay : 0));
   const double y = tokens * z.h * z.p * z.T, normed = y;
 
   const double always = residual + projected + halo + dt + lse + entering + state + y;
@@ -135,11 +135,12 @@ LayerBytes mixer_bytes(const Sizes& z, const Dealt& x, bool converter, std::int6
   const double dy = y, dprojected = projected, dqkv = qkv, dk_rotated = k_rotated, ddt = dt;
   const double through_output =
       always + again - (z.recompute == Recompute::selective ? qkv + k_rotated : 0) + dy + z.all_rows();
+  // Gradients of states: this rank's and all ranks' as they were gathered.
+  const double handing = hands_over ? x.segments * (1 + z.cp) * (one_state + decay) : 0;
   // Attention's keys and values from other ranks, their gradients, and buffers of what comes and goes.
-  const double attending = (3 * x.seen + x.given) * z.b * z.h * (z.n + z.p) * z.T;
-  // Gradients of states: one, or those of this rank's segments, of all ranks', and of these in order.
-  const double scanning = hands_over ? (x.segments * (1 + z.cp) + x.all_segments) * (one_state + decay)
-                                     : one_state * x.is_scanned;
+  const double attending = (3 * x.seen + x.given) * z.b * z.h * (z.n + z.p) * z.T + handing;
+  // Those that this rank's segments end with; or one that is passed from the scan to the converter.
+  const double scanning = hands_over ? handing + x.segments * one_state : one_state * x.is_scanned;
   const double mixing = always + again - normed + dy + dprojected + dqkv + dk_rotated + ddt;
   bytes.add_moment(through_output, z.gemm_workspace());
   bytes.add_moment(mixing + attending, z.attention_workspace(x.before, real(transpoint)));
@@ -249,8 +250,10 @@ std::vector<Memory> predict_memory(const Config& config, const std::vector<std::
     }
     memory.working = std::max(0.0, peak - memory.activations);
     memory.workspaces = std::max(0.0, at_work - std::max(peak, memory.activations));
-    // What stages get for their next action, and what they have sent of the last ones.
-    if (ranks.size() > 1) memory.working += (1 + 2 * real(schedule.chunks)) * z.rows();
+    // What stages get for their next action, what they have sent of the last ones, and where it arrives each
+    // way.
+    const double arriving = config.train.device == "cuda" && config.parallel.copy_engines ? 2 : 0;
+    if (ranks.size() > 1) memory.working += (1 + 2 * real(schedule.chunks) + arriving) * z.rows();
   }
   return ranks;
 }

@@ -89,8 +89,7 @@ Seconds cp_seconds(const RankShare& share, std::int64_t transpoint) {
     seconds += {keys, 2 * keys};
   }
   if (transpoint < c.train.seq_len) {
-    const double states = all_gather_seconds(
-        links, cp, real(cp) * segments * batch * heads * (n * p + 1) * std::max(bytes, 4.0));
+    const double states = exchange(real(cp) * segments * batch * heads * (n * p + 1) * std::max(bytes, 4.0));
     seconds += {states, states};
   }
   if (c.model.conv_width > 1) {

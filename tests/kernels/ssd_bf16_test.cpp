@@ -97,6 +97,7 @@ struct Side {
     a_log.assign(arrays.uniform(a_log->shape(), 0, 2.7)), da_log.assign(arrays.normal(a_log->shape()));
     d_skip.assign(arrays.normal(a_log->shape())), dd_skip.assign(arrays.normal(a_log->shape()));
     state_in.assign(arrays.normal(state_in->shape())), dstate_out.assign(arrays.normal(state_in->shape()));
+    log_decay.assign(arrays.uniform(log_decay->shape(), -1, 0));
   }
   void scan(const Case& c) const {
     ssd_scan({.q = window(packed, c, 0),
@@ -153,6 +154,15 @@ struct Side {
                           .da_log = da_log,
                           .dstate_in = c.has_states ? View(dstate_in) : View()},
                          stream);
+  }
+  void entry_gradient(const Case& c) const {
+    ssd_entry_gradient({.dy = dy,
+                        .q = window(packed, c, 0),
+                        .dt = dt,
+                        .a_log = a_log,
+                        .log_decay = c.has_states ? ConstView(log_decay) : ConstView(),
+                        .dstate_in = dstate_in},
+                       stream);
   }
 };
 
@@ -212,6 +222,12 @@ TEST_P(SsdBf16Cases, AgreesWithFloat64) {
   for (const std::int64_t token : {std::int64_t{0}, c.t + 1})
     EXPECT_TRUE(close("neighbours", View(gpu.dpacked).slice(1, token, token + 1),
                       View(cpu.dpacked).slice(1, token, token + 1)));
+
+  for (const Side* side : {&gpu, &cpu}) {
+    side->draw(c, 3);
+    side->entry_gradient(c);
+  }
+  EXPECT_TRUE(close("entry gradient", gpu.dstate_in, cpu.dstate_in));
 
   for (const Side* side : {&gpu, &cpu}) {
     side->draw(c, 4);

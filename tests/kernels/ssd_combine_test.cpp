@@ -26,16 +26,30 @@ struct Packed {
                   .split(3, kP)) {}
 };
 
-/// Segment k of what has segments in front, without that dim.
-View at_segment(const View& x, std::int64_t k) { return x.slice(0, k, k + 1).merge(0); }
+/// In a buffer where the last segment comes first, and its result too.
+std::vector<SegmentPlace> backwards(std::int64_t segments) {
+  std::vector<SegmentPlace> places;
+  for (std::int64_t k = 0; k < segments; ++k) {
+    const auto place = static_cast<std::int16_t>(segments - 1 - k);
+    places.push_back({place, place});
+  }
+  return places;
+}
+
+/// What has segments in front at a segment's place, without that dim.
+View at_segment(const View& x, std::int64_t k) {
+  const std::int64_t place = x.dim(0) - 1 - k;
+  return x.slice(0, place, place + 1).merge(0);
+}
 
 struct Sequence {
   Variant variant;
   std::vector<std::int64_t> lengths;
   std::int64_t t = 0, segments;
+  std::vector<SegmentPlace> places;
   Array q, k, v, dt, a_log, dy, states;
   Packed summaries, gradients;
-  Array dstates, dq, dk, dv, ddt, da_log;
+  Array dends, dq, dk, dv, ddt, da_log;
 
   Sequence(const Variant& variant_, const std::vector<std::int64_t>& lengths_)
       : Sequence(variant_, lengths_, Arrays(variant_)) {}
@@ -43,13 +57,14 @@ struct Sequence {
       : variant(variant_),
         lengths(lengths_),
         segments(static_cast<std::int64_t>(lengths_.size())),
+        places(backwards(segments)),
         summaries(arrays, segments),
         gradients(arrays, segments) {
     for (std::int64_t length : lengths) t += length;
     const Shape qk{kBatch, t, kHeads, kN}, vy{kBatch, t, kHeads, kP};
     q = arrays.normal(qk), k = arrays.normal(qk), v = arrays.normal(vy), dy = arrays.normal(vy);
     dt = arrays.uniform({kBatch, t, kHeads}, 0.001, 0.1), a_log = arrays.uniform({kHeads}, -1, 1);
-    states = arrays.poisoned({segments, kBatch, kHeads, kN, kP}), dstates = arrays.poisoned(states->shape());
+    states = arrays.poisoned({segments, kBatch, kHeads, kN, kP}), dends = arrays.poisoned(states->shape());
     dq = arrays.poisoned(qk), dk = arrays.poisoned(qk), dv = arrays.poisoned(vy);
     ddt = arrays.poisoned(dt->shape()), da_log = arrays.poisoned({kHeads});
     fill_with(da_log, 0);
@@ -73,11 +88,22 @@ struct Sequence {
                    .log_decay = at_segment(summaries.log_decay, s)},
                   variant.stream);
     });
-    ssd_combine({summaries.log_decay, summaries.local, states}, variant.stream);
+    ssd_combine({summaries.log_decay, summaries.local, places, states}, variant.stream);
   }
   void backward() const {
     for_each_segment([&](std::int64_t s, auto of) {
+      if (s == 0) return;  // which nobody reads
+      ssd_entry_gradient({.dy = of(dy),
+                          .q = of(q),
+                          .dt = of(dt),
+                          .a_log = a_log,
+                          .dstate_in = at_segment(gradients.local, s)},
+                         variant.stream);
+    });
+    ssd_combine_backward({summaries.log_decay, gradients.local, places, dends}, variant.stream);
+    for_each_segment([&](std::int64_t s, auto of) {
       ssd_scan_backward({.dy = of(dy),
+                         .dstate_out = at_segment(dends, s),
                          .q = of(q),
                          .k = of(k),
                          .v = of(v),
@@ -88,23 +114,8 @@ struct Sequence {
                          .dk = of(dk),
                          .dv = of(dv),
                          .ddt = of(ddt),
-                         .da_log = da_log,
-                         .dstate_in = at_segment(dstates, s)},
+                         .da_log = da_log},
                         variant.stream);
-    });
-    ssd_combine_backward({dstates, summaries.log_decay, gradients.local}, variant.stream);
-    for_each_segment([&](std::int64_t s, auto of) {
-      ssd_summary_backward({.dstate_out = at_segment(gradients.local, s),
-                            .k = of(k),
-                            .v = of(v),
-                            .dt = of(dt),
-                            .a_log = a_log,
-                            .state_in = at_segment(states, s),
-                            .dk = of(dk),
-                            .dv = of(dv),
-                            .ddt = of(ddt),
-                            .da_log = da_log},
-                           variant.stream);
     });
   }
 };
@@ -159,43 +170,61 @@ TEST(SsdCombine, GradientsThroughSegmentsAreThoseOfTheWholeSequence) {
     }
 }
 
-TEST(SsdCombine, GradientsAgreeWithFiniteDifferencesAlsoInPlace) {
-  const Shape shape{4, 2, 2, 3, 2}, heads{4, 2, 2};
+/// Inputs and outputs without tokens behind them; every second segment is wanted.
+struct Chain {
+  std::vector<SegmentPlace> places;
+  Array log_decay, local, states, dstates, dlocal;
+
+  Chain(const Variant& variant, std::int64_t segments, std::int64_t n, std::int64_t p)
+      : places(backwards(segments)) {
+    for (std::int64_t k = 0; k < segments; ++k)
+      places[static_cast<std::size_t>(k)].out = static_cast<std::int16_t>(k % 2 == 0 ? k / 2 : -1);
+    Arrays arrays(variant);
+    const Shape all{segments, 2, 3, n, p}, wanted{(segments + 1) / 2, 2, 3, n, p};
+    log_decay = arrays.uniform({segments, 2, 3}, -2, 0), local = arrays.normal(all);
+    states = arrays.poisoned(wanted);
+    dstates = arrays.normal(all), dlocal = arrays.poisoned(wanted);
+  }
+  void forward(const Stream& stream) const { ssd_combine({log_decay, local, places, states}, stream); }
+  void backward(const Stream& stream) const {
+    ssd_combine_backward({log_decay, dstates, places, dlocal}, stream);
+  }
+};
+
+TEST(SsdCombine, GradientsAgreeWithFiniteDifferences) {
   for (Layout layout : {Layout::contiguous, Layout::strided}) {
+    const Chain c({DType::f64, layout, {}}, 5, 3, 2);
+    // Of all states, so with all of them wanted.
+    std::vector<SegmentPlace> all = backwards(5);
     Arrays arrays({DType::f64, layout, {}});
-    const Array log_decay = arrays.uniform(heads, -2, 0), local = arrays.normal(shape),
-                states = arrays.poisoned(shape), dstates = arrays.normal(shape),
-                dlocal = arrays.poisoned(shape);
+    const Array states = arrays.poisoned(c.local->shape()), dlocal = arrays.poisoned(c.local->shape());
     const auto loss = [&] {
-      ssd_combine({log_decay, local, states}, {});
-      return dot(states, dstates);
+      ssd_combine({c.log_decay, c.local, all, states}, {});
+      return dot(states, c.dstates);
     };
-    ssd_combine_backward({dstates, log_decay, dlocal}, {});
-    EXPECT_TRUE(is_gradient(dlocal, local, loss));
-    ssd_combine_backward({dstates, log_decay, dstates}, {});
-    EXPECT_TRUE(near(dstates, 0, [&](auto& at) { return dlocal(at); }));
+    loss();
+    ssd_combine_backward({c.log_decay, c.dstates, all, dlocal}, {});
+    EXPECT_TRUE(is_gradient(dlocal, c.local, loss));
+    loss();
+    c.forward({}), c.backward({});
+    for (const auto& [wanted, every] : {std::pair(&c.states, &states), {&c.dlocal, &dlocal}})
+      EXPECT_TRUE(near(*wanted, 0, [&, every = every](auto at) {
+        at[0] = 4 - 2 * at[0];  // where its segment has its place
+        return (*every)(at);
+      }));
   }
 }
 
 TEST(SsdCombine, AgreesInEveryVariantAndHasTheSameBitsAgain) {
-  const Shape shape{3, 2, 3, 40, 30}, heads{3, 2, 3};
-  struct Run {
-    Array states, dlocal;
-    Run(const Variant& variant, const Shape& shape, const Shape& heads) {
-      Arrays arrays(variant);
-      const Array log_decay = arrays.uniform(heads, -2, 0), local = arrays.normal(shape),
-                  dstates = arrays.normal(shape);
-      states = arrays.poisoned(shape), dlocal = arrays.poisoned(shape);
-      ssd_combine({log_decay, local, states}, variant.stream);
-      ssd_combine_backward({dstates, log_decay, dlocal}, variant.stream);
-    }
-  };
-  const Run reference({}, shape, heads);
+  const Chain reference({}, 3, 40, 30);
+  reference.forward({}), reference.backward({});
   for (DType dtype : {DType::f64, DType::f32})
     for (Layout layout : {Layout::contiguous, Layout::strided})
       for (const auto& [first, second] : repeats(dtype, layout)) {
-        const Run one(first, shape, heads), two(second, shape, heads);
-        for (auto member : {&Run::states, &Run::dlocal}) {
+        const Chain one(first, 3, 40, 30), two(second, 3, 40, 30);
+        for (const auto& [chain, variant] : {std::pair(&one, &first), {&two, &second}})
+          chain->forward(variant->stream), chain->backward(variant->stream);
+        for (auto member : {&Chain::states, &Chain::dlocal}) {
           EXPECT_TRUE(
               near(one.*member, tolerance(dtype), [&](auto& at) { return get(reference.*member, at); }));
           EXPECT_TRUE(same_bits(one.*member, two.*member));
@@ -205,20 +234,25 @@ TEST(SsdCombine, AgreesInEveryVariantAndHasTheSameBitsAgain) {
 
 TEST(SsdCombine, BadArgumentsAreNamed) {
   const Array states({2, 1, 3, 4, 5}, DType::f64), decay({2, 1, 3}, DType::f64), bad({2, 1, 4}, DType::f64);
-  const auto none = states->slice(0, 0, 0);
+  const std::vector<SegmentPlace> two = backwards(2), far = {{0, 0}, {2, 1}};
   EXPECT_TRUE(fails_naming(
       [&] {
-        ssd_combine({bad, states, states}, {});
+        ssd_combine({bad, states, two, states}, {});
       },
       {"[ssd_combine] log_decay: expected shape (2, 1, 3)"}));
   EXPECT_TRUE(fails_naming(
       [&] {
-        ssd_combine({decay->slice(0, 0, 0), none, none}, {});
+        ssd_combine({decay, states, {}, states}, {});
       },
-      {"[ssd_combine] states", "at least one segment"}));
+      {"[ssd_combine] segments: expected 1 to 2048, got 0"}));
   EXPECT_TRUE(fails_naming(
       [&] {
-        ssd_combine_backward({states, bad, states}, {});
+        ssd_combine({decay, states, far, states}, {});
+      },
+      {"[ssd_combine] segments: expected places of 2 and results of 2, got 2 and 1"}));
+  EXPECT_TRUE(fails_naming(
+      [&] {
+        ssd_combine_backward({bad, states, two, states}, {});
       },
       {"[ssd_combine_backward] log_decay"}));
 }

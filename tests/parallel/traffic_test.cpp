@@ -92,8 +92,9 @@ INSTANTIATE_TEST_SUITE_P(All, Layouts, ::testing::Values("contiguous", "zigzag",
 TEST(StateHandoff, SendsOneSummaryASegment) {
   Config c = mixers(64, "0");
   c.parallel.cp_layout = "contiguous";
-  // h (n p + 1) numbers from each rank to 3 others, in each of two mixers.
-  EXPECT_EQ(traffic(c, "state handoff").bytes, 2 * 4 * 3 * 2 * (4 * 6 + 1) * std::int64_t{sizeof(double)});
+  // h (n p + 1) numbers from each of 4 ranks to those after it, in each of two mixers, and back.
+  for (const char* purpose : {"state handoff", "state handoff gradients"})
+    EXPECT_EQ(traffic(c, purpose).bytes, 2 * (3 + 2 + 1) * 2 * (4 * 6 + 1) * std::int64_t{sizeof(double)});
 }
 
 }  // namespace

@@ -1,0 +1,66 @@
+// Memory of a group's GPUs that its ranks copy into each other's: the k-th message from one rank to another
+// on a channel waits until the receiver has asked for it, and the receiver for the message, by two words of
+// GPU memory and with no host in between. Only for nccl*.cpp.
+//
+//   receiver, in its stream        sender, in its stream
+//   ready[to] at the sender = k    waits for ready[to] = k
+//                                  copies into the receiver's window (copy engine)
+//   waits for done[from] = k       done[from] at the receiver = k
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/allocator.h"
+#include "kernels/shared_memory.h"
+#include "parallel/comm/communicator.h"
+
+namespace transmamba {
+
+class PeerWindow {
+ public:
+  /// A collective call on `host`, the same ranks over host memory. Null, on all ranks, where they are not all
+  /// on one host or one's GPU cannot reach another's. Throws Error where there is no memory for it. Calls of
+  /// one channel are enqueued in one order.
+  static std::unique_ptr<PeerWindow> open(Communicator& host, std::int64_t bytes, int channels = 1);
+  ~PeerWindow();  ///< waits for the other ranks'
+  PeerWindow(const PeerWindow&) = delete;
+  PeerWindow& operator=(const PeerWindow&) = delete;
+
+  Allocator& memory() { return memory_; }
+  /// Whether what an exchange receives, and what it sends at its peers, is in the window.
+  bool takes(const Call& call) const;
+  void exchange(const Call& call, const Stream& stream);
+  /// A send or receive, whose receiver has bytes [slot, slot + the message's) of the window for it meanwhile.
+  void pass(const Call& call, int channel, std::int64_t slot, const Stream& stream);
+  /// Ends all waits: for a rank that gives up.
+  void release() noexcept;
+
+ private:
+  struct Peer {
+    std::unique_ptr<gpu::SharedMemory> memory;  // opened
+    struct Count {
+      std::uint32_t sent = 0, received = 0;  // messages
+    };
+    std::vector<Count> counts;  // by channel
+  };
+  PeerWindow(Communicator& host, std::int64_t bytes, int channels, std::unique_ptr<gpu::SharedMemory> own);
+  bool has(const ConstView& x) const;
+  Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
+  /// Words of the rank whose memory is `at` for messages to or from `rank`.
+  std::uint32_t* ready(const gpu::SharedMemory& at, int rank, int channel) const;
+  std::uint32_t* done(const gpu::SharedMemory& at, int rank, int channel) const;
+  void ask(int from, int channel, const Stream& stream);
+  void put(int to, int channel, std::int64_t offset, const ConstView& data, const Stream& stream);
+  void await(int from, int channel, const Stream& stream);
+
+  Communicator& host_;
+  std::int64_t bytes_;
+  int channels_;
+  std::unique_ptr<gpu::SharedMemory> own_;
+  std::vector<Peer> peers_;  // by rank
+  Allocator memory_;
+};
+
+}  // namespace transmamba

@@ -1,0 +1,115 @@
+// Run by mpirun with a GPU a rank:
+//   nccl_window        messages into windows, with integers, exactly
+//   nccl_window late   a rank that does not come ends the run with the message's name
+#include <chrono>
+#include <thread>
+
+#include "gpu_numbers.h"
+#include "kernels/elementwise.h"
+#include "launch/session.h"
+
+namespace transmamba {
+namespace {
+
+struct Test : GpuNumbers {
+  Test(const Context& on, Communicator& ranks) : GpuNumbers{on}, world(ranks) {}
+  Communicator& world;
+  const int n = world.size(), me = world.rank(), next = (me + 1) % n, previous = (me + n - 1) % n;
+  static constexpr std::int64_t kCount = 300000;
+
+  /// In the window.
+  Tensor block(std::int64_t count = kCount) const { return {*world.window(), {count}, DType::f32}; }
+
+  /// To the next rank, `there`, from the previous one.
+  Pending pass(const Tensor& out, const View& there, const View& in) const {
+    const Outgoing outgoing{next, out, there};
+    const Incoming incoming{previous, in};
+    return world.start_exchange("window", {&outgoing, 1}, {&incoming, 1});
+  }
+
+  /// Copies by the peers, whose memory is handed out again at once, with no host that waits. What is not in
+  /// the window goes through NCCL, in the same order.
+  void messages() const {
+    const Tensor total = put(Numbers(kCount, 0));
+    double wanted = 0;
+    for (int round = 0; round < 200; ++round) {
+      const Tensor out = context.empty({kCount}, DType::f32), beside = context.empty({kCount}, DType::f32);
+      fill({.value = static_cast<double>(round % 7 + me), .y = out}, context.stream);
+      const std::int64_t count = round % 3 == 0 ? kCount : round % 3;
+      const Tensor in = block(count), second = block();
+      Pending first = pass(out.slice(0, 0, count), in, in), other = pass(out, second, second);
+      if (round % 5 == 0) pass(out, {}, beside).wait();
+      other.wait(), first.wait();
+      add({.x = second, .y = total}, context.stream);
+      add({.x = in, .y = total.slice(0, 0, count)}, context.stream);
+      wanted += (round % 3 == 0 ? 2 : 1) * (round % 7 + previous);
+    }
+    expect(
+        total.slice(0, 2, kCount), [&](std::int64_t) { return wanted; }, "sum of messages");
+    const Tensor all = block(), mine = put(numbers(me, 100));
+    pass(mine, all.slice(0, 100 * me, 100 * me + 100), all.slice(0, 100 * previous, 100 * previous + 100))
+        .wait();
+    expect(
+        all.slice(0, 100 * previous, 100 * previous + 100),
+        [&](std::int64_t i) { return number(previous, i); }, "message to another place");
+  }
+
+  /// As a pipeline does: both ways, receives before the sends that the other side needs first.
+  void lanes() const {
+    constexpr Lane kLanes[] = {{"up", 1, 4 * kCount}, {"down", -1, 4 * kCount}};
+    world.open_lanes(kLanes);
+    const Tensor from_below = put(Numbers(kCount, 0)), from_above = put(Numbers(kCount, 0));
+    double below = 0, above = 0;
+    for (int round = 0; round < 100; ++round) {
+      const std::int64_t count = round % 2 == 0 ? kCount : 1000;
+      const auto filled = [&](double value) {
+        const Tensor x = context.empty({kCount}, DType::f32);
+        fill({.value = value, .y = x}, context.stream);
+        return x;
+      };
+      const Tensor up = filled(-1), down = filled(-1), out = filled(round % 7 + me);
+      Pending in[] = {world.start_receive("up", up.slice(0, 0, count), previous, round),
+                      world.start_receive("down", down.slice(0, 0, count), next, round)};
+      Pending sends[] = {world.start_send("down", out.slice(0, 0, count), previous, round),
+                         world.start_send("up", out.slice(0, 0, count), next, round)};
+      in[0].wait(), in[1].wait();
+      add({.x = up, .y = from_below}, context.stream), add({.x = down, .y = from_above}, context.stream);
+      below += round % 7 + previous, above += round % 7 + next;
+    }
+    for (const auto& [x, wanted] : {std::pair(from_below, below), {from_above, above}})
+      expect(
+          x.slice(0, 0, 1000), [wanted = wanted](std::int64_t) { return wanted; },
+          "sum of a lane's messages");
+  }
+
+  void late() const {
+    const Tensor in = block(3), x = put({1, 2, 3});
+    if (me == 1) std::this_thread::sleep_for(std::chrono::seconds(30));
+    pass(x, in, in).wait();
+    synchronize(context);
+  }
+};
+
+void run(const Process& process, bool is_late) {
+  TrainConfig config;
+  config.device = "cuda", config.dtype = "float32";
+  Session session(config, process);
+  const auto world = session.world(process, is_late ? 2 : 60);
+  world->open_window(2 * 4 * Test::kCount + 512);
+  check(world->window(), "window", "there is none between {} ranks of one host", world->size());
+  const Test test(session.context(), *world);
+  if (is_late) return test.late();
+  test.messages(), test.lanes();
+}
+
+}  // namespace
+}  // namespace transmamba
+
+int main(int argc, char**) {
+  return transmamba::run_command([&](const transmamba::Process& process) {
+    transmamba::check(process.size() > 1, "window",
+                      "this is to be started by mpirun, with more than one rank");
+    transmamba::run(process, argc > 1);
+    return 0;
+  });
+}
