@@ -10,6 +10,9 @@ namespace {
 
 constexpr std::int64_t kEnough = 10, kRecent = 50;  // steps
 
+/// Of a nan the sign says nothing, and differs between machines.
+double unsigned_nan(double x) { return std::isnan(x) ? std::abs(x) : x; }
+
 }  // namespace
 
 double BadSteps::largest_loss() const {
@@ -32,7 +35,8 @@ std::string BadSteps::why(const std::string& by_rank) const {
   std::string text = fmt::format("step {}  skipped, {} in a row: ", step_, in_a_row_);
   text += is_spike ? fmt::format("loss {:.4f} is above {} times {:.4f}, the mean of recent ones", last_.loss,
                                  config_.spike_guard, mean_)
-                   : fmt::format("loss {} and gradient norm {} must be finite", last_.loss, last_.grad_norm);
+                   : fmt::format("loss {} and gradient norm {} must be finite", unsigned_nan(last_.loss),
+                                 unsigned_nan(last_.grad_norm));
   if (!by_rank.empty()) text += fmt::format("; not finite: {}", by_rank);
   return text;
 }

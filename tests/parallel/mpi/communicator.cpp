@@ -174,8 +174,8 @@ void deadlock(const Process& process) {
         }),
         {"for ever:\n  rank 0 in all_reduce of 400000 bytes (100000 float32) for partial sums at "
          "tests/parallel/mpi/communicator.cpp:",
-         "of group tp\n  rank 1 in barrier for states at tests/parallel/mpi/communicator.cpp:",
-         "of group cp"});
+         "of group tp, number 3\n  rank 1 in barrier for states at tests/parallel/mpi/communicator.cpp:",
+         "of group cp, number 2"});
   }
   {  // a message that never comes, after one of its tag that did; the others wait for its receiver
     const auto world = mpi_world(nullptr, 60);
