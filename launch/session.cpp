@@ -60,8 +60,9 @@ Session::Session(const TrainConfig& config, const Process& process)
 /// ranks on these cores.
 int Session::take_gpu(const TrainConfig& config, const Process* process, int ranks_on_cores) {
   // Every group and lane of ranks has a stream, and as many queues of the driver as it allows keep one that
-  // waits for another rank from holding up others. Read when the driver starts; a user's own choice stays.
-  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
+  // waits for another rank from holding up others, for which that rank waits. Read when the driver starts.
+  // Scripts of other programs that set it to 1 must not make this one hang.
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/1);
   const int count = gpu::count(), local_rank = process ? process->local_rank() : 0,
             local_size = process ? process->local_size() : 1, device = local_rank % count;
   if (config.bind == "auto") {

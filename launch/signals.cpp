@@ -39,8 +39,9 @@ void set_all(void (*handler)(int), bool keeps) {
 
 extern "C" void remember_signal(int number) {
   const std::int64_t time = now();
-  if (int none = 0; first.compare_exchange_strong(none, number))
-    first_at = time;
+  // The time first: another thread may handle a second signal before this one knows of it.
+  if (std::int64_t none = 0; first_at.compare_exchange_strong(none, time))
+    first = number;
   else if (time - first_at > kTogether)
     _exit(kExitSignal + number);
 }
@@ -48,7 +49,7 @@ extern "C" void remember_signal(int number) {
 }  // namespace
 
 StopSignals::StopSignals() {
-  first = 0;
+  first = 0, first_at = 0;
   set_all(remember_signal, true);
 }
 

@@ -55,11 +55,11 @@ class NcclCommunicator : public Communicator {
     NcclQueue *out = nullptr, *in = nullptr;  // to rank 1 of the pair, and from its rank 0
     std::shared_ptr<PeerWindow> window;       // that takes them instead of NCCL
     int channel = 0;                          // in it
-    std::int64_t slot = 0;
+    std::int64_t slot = 0, bytes = 0;
   };
 
   std::unique_ptr<Pending::Work> start(const Call& call) override {
-    if (engine_->error) throw Error(*engine_->error);
+    engine_->must_be_whole();
     if (is_empty(call)) return nullptr;  // on every rank, whatever its address
     if (!is_on_gpu(call, engine_->memory, axis())) return start_on(*host_, call);
     if (call.kind == Kind::exchange && call.outgoing.empty() && call.incoming.empty()) return nullptr;
@@ -77,6 +77,9 @@ class NcclCommunicator : public Communicator {
         continue;
       NcclQueue& queue = sends ? *ring.out : *ring.in;
       if (!ring.window) return queue.run(call);
+      const std::size_t bytes = bytes_of(sends ? call.in : ConstView(call.out));
+      check(bytes <= static_cast<std::size_t>(ring.bytes), axis(), "{}: the lane is for {} bytes",
+            to_string(call), ring.bytes);
       return queue.run(
           call, [&](const Stream& stream) { ring.window->pass(call, ring.channel, ring.slot, stream); });
     }
@@ -112,7 +115,7 @@ class NcclCommunicator : public Communicator {
         return lanes_.emplace_back(std::make_unique<NcclQueue>(engine_, name, nullptr)).get();
       };
       rings_.push_back({std::string(lanes[i].purpose), lanes[i].step, queue(), queue(), window,
-                        static_cast<int>(i), slot});
+                        static_cast<int>(i), slot, lanes[i].bytes});
       slot += (lanes[i].bytes + 255) / 256 * 256;
     }
     return true;
@@ -198,7 +201,7 @@ void NcclEngine::set_timeout(double seconds) { state_->timeout = seconds; }
 
 void NcclEngine::look(double seconds) {
   State& state = *state_;
-  if (state.error) throw Error(*state.error);
+  state.must_be_whole();
   bool moved = seconds < std::exchange(state.looked, seconds), is_under_way = false;
   for (NcclQueue* queue : state.queues) {
     moved |= queue->trim();

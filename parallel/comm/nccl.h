@@ -24,9 +24,9 @@
 
 namespace transmamba {
 
-/// What all NCCL groups of a process share. As Stream::watch of the compute stream it throws Error while the
-/// host waits: where NCCL reports one, and where for `timeout_seconds` no call has come to its end although
-/// some are under way; it names the calls. Must outlive the communicators.
+/// What all NCCL groups of a process share. As Stream::watch of the compute stream it throws LostRank while
+/// the host waits: where NCCL reports an error, and where for `timeout_seconds` no call has come to its end
+/// although some are under way; it names the calls. Must outlive the communicators.
 class NcclEngine : public Watch {
  public:
   /// `memory`: what most calls are about.

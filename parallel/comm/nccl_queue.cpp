@@ -25,7 +25,7 @@ class Enqueued : public Pending::Work {
     }
   }
   void wait() override {
-    if (flight_->engine->error) throw Error(*flight_->engine->error);
+    flight_->engine->must_be_whole();
     flight_->order();
   }
   bool poll() override { return flight_->event.passed(); }
@@ -89,10 +89,17 @@ void State::break_with(const std::string& text) {
   throw LostRank(*error);
 }
 
+void State::must_be_whole() const {
+  if (error) throw LostRank(*error);
+}
+
 void State::must(ncclResult_t result, std::string_view axis, const std::string& what) {
-  if (result != ncclSuccess)
-    break_with(fmt::format("[{}] {}: NCCL: {}: {}", axis, what, ncclGetErrorString(result),
-                           ncclGetLastError(nullptr)));
+  if (result == ncclSuccess) return;
+  const std::string text =
+      fmt::format("[{}] {}: NCCL: {}: {}", axis, what, ncclGetErrorString(result), ncclGetLastError(nullptr));
+  if (result != ncclInvalidArgument && result != ncclInvalidUsage) break_with(text);
+  if (!error) error = text;  // a mistake of ours, and nobody's loss
+  throw Error(text);
 }
 
 gpu::Event State::take_event() {
@@ -164,8 +171,7 @@ NcclQueue::~NcclQueue() {
 /// after the other all the same: this one after those on the other stream, and theirs after what compute has
 /// by then.
 std::unique_ptr<Pending::Work> NcclQueue::run(const Call& call, const Enqueue& enqueue) {
-  constexpr std::size_t kMostFlights = 64;
-  if (flights_.size() >= kMostFlights) trim();
+  wait_for_room();
   auto flight = std::make_shared<NcclFlight>(engine_, call);
   if (call.blocking) {
     if (beside_) beside_->order(), beside_.reset();
@@ -184,6 +190,22 @@ std::unique_ptr<Pending::Work> NcclQueue::run(const Call& call, const Enqueue& e
   }
   flights_.push_back(flight);
   return std::make_unique<Enqueued>(std::move(flight));
+}
+
+/// A host that is far ahead would wait in the driver, which knows nothing of ranks that are gone.
+void NcclQueue::wait_for_room() {
+  constexpr std::size_t kMostFlights = 64;
+  using Clock = std::chrono::steady_clock;
+  const auto start = Clock::now();
+  auto looked = start;
+  while (flights_.size() >= kMostFlights && !trim()) {
+    const auto now = Clock::now();
+    if (engine_->watch && now - looked > std::chrono::milliseconds(1)) {
+      looked = now;
+      engine_->watch->look(std::chrono::duration<double>(now - start).count());
+    }
+    std::this_thread::yield();
+  }
 }
 
 void NcclQueue::connect(bool sends) {

@@ -37,6 +37,7 @@ struct NcclEngine::State {
   std::chrono::steady_clock::time_point moved;  // a wait began, or a call came to its end
 
   [[noreturn]] void break_with(const std::string& text);  // LostRank
+  void must_be_whole() const;                             // or the first error again
   void must(ncclResult_t result, std::string_view axis, const std::string& what);
   gpu::Event take_event();
   void abort();
@@ -84,6 +85,7 @@ class NcclQueue {
   ncclComm_t give_up();
 
  private:
+  void wait_for_room();
   const std::shared_ptr<NcclEngine::State> engine_;
   const std::string axis_;
   ncclComm_t comm_;

@@ -32,6 +32,8 @@ class Piece : public gpu::MemoryRange {
   std::int64_t size_, used_ = 0;
 };
 
+View word(std::int32_t& x) { return {reinterpret_cast<std::byte*>(&x), DType::i32, {1}}; }
+
 /// The same in all containers of a machine, until it is started again.
 std::string machine_name() {
   std::string name;
@@ -45,13 +47,18 @@ std::unique_ptr<PeerWindow> PeerWindow::open(Communicator& host, std::int64_t by
   bytes = (bytes + 255) / 256 * 256;
   gpu::MemoryName name{};
   std::unique_ptr<gpu::SharedMemory> own;
-  agree(host, "window",
-        [&] { own = gpu::share_memory(bytes + 2 * channels * host.size() * kWordStride, name); });
+  std::int32_t failed = 0;
+  try {
+    own = gpu::share_memory(bytes + 2 * channels * host.size() * kWordStride, name);
+  } catch (const Error&) {  // no memory, or none that can be shared: another way takes the messages
+    failed = 1;
+  }
+  host.all_reduce("window", word(failed), Reduce::max);
+  if (failed != 0) return nullptr;
   const std::string mine =
       machine_name() + std::string(reinterpret_cast<const char*>(name.data()), name.size());
   const std::vector<std::string> all = gather_text(host, "window", mine);
   std::unique_ptr<PeerWindow> window(new PeerWindow(host, bytes, channels, std::move(own)));
-  std::int32_t failed = 0;
   for (int rank = 0; rank < host.size() && failed == 0; ++rank) {
     const std::string& other = all[static_cast<std::size_t>(rank)];
     const std::size_t text = other.size() - name.size();
@@ -61,11 +68,11 @@ std::unique_ptr<PeerWindow> PeerWindow::open(Communicator& host, std::int64_t by
         gpu::MemoryName theirs{};
         std::memcpy(theirs.data(), other.data() + text, theirs.size());
         window->peers_[static_cast<std::size_t>(rank)].memory = gpu::open_memory(theirs);
-      } catch (const Error&) {  // another way takes the messages
+      } catch (const Error&) {
         failed = 1;
       }
   }
-  host.all_reduce("window", View(reinterpret_cast<std::byte*>(&failed), DType::i32, {1}), Reduce::max);
+  host.all_reduce("window", word(failed), Reduce::max);
   if (failed != 0) return nullptr;
   return window;
 }

@@ -21,8 +21,8 @@ namespace transmamba {
 class PeerWindow {
  public:
   /// A collective call on `host`, the same ranks over host memory. Null, on all ranks, where they are not all
-  /// on one host or one's GPU cannot reach another's. Throws Error where there is no memory for it. Calls of
-  /// one channel are enqueued in one order.
+  /// on one host, one's GPU cannot reach another's or has no memory left. Calls of one channel are enqueued
+  /// in one order.
   static std::unique_ptr<PeerWindow> open(Communicator& host, std::int64_t bytes, int channels = 1);
   ~PeerWindow();  ///< waits for the other ranks'
   PeerWindow(const PeerWindow&) = delete;

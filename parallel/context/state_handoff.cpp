@@ -20,7 +20,7 @@ namespace {
 /// Whether `to` reads what `from` has said of its segments: it has one that is later than one of those, or
 /// earlier.
 bool reads(const Sequence& sequence, int to, int from, StateHandoff::Direction direction) {
-  const auto parts = sequence.parts();
+  const auto& parts = sequence.parts();
   const auto last = [&](int rank) {
     std::size_t k = parts.size() - 1;
     while (parts[k].rank != rank) --k;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Training on two GPUs by each axis: the losses of one GPU, and the same bits again. With validation between steps, whose
-shapes are new to the GPU, and by NCCL as well as by copy engines, in float32 and bfloat16.
+shapes are new to the GPU, in float32 and bfloat16; in the latter by NCCL too, and with more segments.
 
     curves.py PROGRAM SCRATCH_FOLDER [cpu]     `cpu` tries the script where there is no GPU, in float32 alone
 """
