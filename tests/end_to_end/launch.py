@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from support.mpi import ENVIRONMENT, losses, ranks_of
+from support.mpi import ENVIRONMENT, losses, ranks_of_launch
 from support.program import PROGRAM, clean_scratch, expect, finish, make_config, make_data, run
 
 STEPS = 150
@@ -36,18 +36,11 @@ long = ["--train.steps", STEPS, "--checkpoint.every", 10, "--model.hidden_size",
 says("without a crash", launch("--local", *long, "--checkpoint.path", "whole"), 0, f"step {STEPS}/{STEPS}")
 process = subprocess.Popen([PROGRAM, "launch", "run.cfg", "--local", *map(str, long), "--checkpoint.path", "killed",
                             "--train.max_restarts", "3"], env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def mpirun_of(process):
-    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        return type("Mpirun", (), {"pid": int(child)})
-
-
 for kill in range(2):
     for line in iter(process.stdout.readline, ""):
         if re.match(rf"step +{20 + 40 * kill}/", line):
             break
-    ranks = ranks_of(mpirun_of(process))
+    ranks = ranks_of_launch(process)
     expect(len(ranks) == 2, f"expected two ranks, got {ranks}")
     os.kill(ranks[kill], signal.SIGKILL)
 out, err = process.communicate(timeout=60)

@@ -27,11 +27,29 @@ def start_ranks(ranks, *words):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def _children(pid, name):
+    """Process ids of its children of this name, in their order; processes may end meanwhile."""
+    found = []
+    try:
+        pids = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return found
+    for child in sorted(pids):
+        try:
+            found += [child] * (Path(f"/proc/{child}/comm").read_text().strip() == name)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
 def ranks_of(mpirun_process):
     """Process ids of the ranks that it started so far, in their order."""
-    children = Path(f"/proc/{mpirun_process.pid}/task").glob("*/children")
-    found = sorted(int(pid) for file in children for pid in file.read_text().split())
-    return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().strip() == PROGRAM.name]
+    return _children(mpirun_process.pid, PROGRAM.name)
+
+
+def ranks_of_launch(launcher):
+    """The same of the mpirun that `transmamba launch` has under way, none between two."""
+    return [rank for pid in _children(launcher.pid, "mpirun") for rank in _children(pid, PROGRAM.name)]
 
 
 def succeeds(ranks, *words, **how):
