@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Weeks in a quarter of an hour: `transmamba launch` has four ranks, of which a random one is killed again and again.
 
-    soak.py PROGRAM SCRATCH_FOLDER [--kills 25] [--steps 2000] [--between 20 60] [--batch 200] [--seed 1]
+    soak.py PROGRAM SCRATCH_FOLDER [--kills 25] [--steps 2000] [--between 20 60] [--batch 320] [--seed 1]
 
 Beside it the same run is left alone. The killed one has to end with the same losses in every step, to the bit, also in
 those that it takes twice; to go on each time from the newest checkpoint that was there; and to leave nothing half-written.
-Not part of ctest, for its length; --kills 2 --steps 150 --between 3 5 --batch 24 takes half a minute. A --batch
+Not part of ctest, for its length; --kills 2 --steps 150 --between 3 5 --batch 24 takes a quarter. A --batch
 that is too small ends before the kills.
 """
 import argparse
@@ -31,7 +31,7 @@ parser.add_argument("program"), parser.add_argument("scratch")
 parser.add_argument("--kills", type=int, default=25)
 parser.add_argument("--steps", type=int, default=2000)
 parser.add_argument("--between", type=float, nargs=2, default=[20, 60])
-parser.add_argument("--batch", type=int, default=200)
+parser.add_argument("--batch", type=int, default=320)
 parser.add_argument("--seed", type=int, default=1)
 options = parser.parse_args()
 chance = random.Random(options.seed)
