@@ -4,6 +4,7 @@
 //   parallel/comm/threads.{h,cpp}       the threads of one process as ranks, for tests
 //   parallel/comm/mpi.{h,cpp}           MPI
 //   parallel/comm/nccl.{h,cpp}          NCCL, for the GPU's memory, beside MPI for the host's
+//   parallel/comm/peer_window.{h,cpp}   copy engines between the GPUs of a host, for nccl
 //   parallel/comm/recorder.{h,cpp}      counts of calls, bytes and seconds, by axis and purpose
 //   parallel/comm/timed_call.{h,cpp}    who tells it, and where a run is profiled core/profile.h
 //

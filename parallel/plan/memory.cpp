@@ -65,7 +65,7 @@ struct Sizes {
 
 /// Of the rank where each is largest, for one mixer.
 struct Dealt {
-  double segments = 0, all_segments = 0;
+  double segments = 0;
   double before = 0;  // tokens before P
   double state = 0;   // states at P that are not those that enter a segment
   double seen = 0;    // keys that its queries see, gathered from others
@@ -90,13 +90,11 @@ Dealt dealt(const ContextLayout& layout, std::int64_t transpoint, std::int64_t l
       for (std::size_t other = 0; other < seen.size(); ++other)
         if (other != rank) here.given += real(std::clamp(seen[other], s.begin, s.end) - s.begin);
     }
-    const double segments = real(static_cast<std::int64_t>(layout.segments[rank].size()));
-    most.segments = std::max(most.segments, segments);
+    most.segments = std::max(most.segments, real(static_cast<std::int64_t>(layout.segments[rank].size())));
     most.before = std::max(most.before, here.before);
     most.state = std::max(most.state, here.state);
     if (seen.size() > 1 && 3 * real(seen[rank]) + here.given > 3 * most.seen + most.given)
       most.seen = real(seen[rank]), most.given = here.given;
-    most.all_segments += segments;
   }
   return most;
 }
