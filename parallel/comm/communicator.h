@@ -5,6 +5,7 @@
 //   parallel/comm/mpi.{h,cpp}           MPI
 //   parallel/comm/nccl.{h,cpp}          NCCL, for the GPU's memory, beside MPI for the host's
 //   parallel/comm/peer_window.{h,cpp}   copy engines between the GPUs of a host, for nccl
+//   parallel/comm/roll_call.{h,cpp}     where all ranks are when one has waited too long
 //   parallel/comm/recorder.{h,cpp}      counts of calls, bytes and seconds, by axis and purpose
 //   parallel/comm/timed_call.{h,cpp}    who tells it, and where a run is profiled core/profile.h
 //
@@ -34,6 +35,7 @@
 namespace transmamba {
 
 class Allocator;
+class RollCall;
 struct CallSpan;
 
 enum class Reduce : std::uint8_t { sum, max };
@@ -207,6 +209,9 @@ class Communicator {
   /// A collective call: the library's own calls among the same ranks, on a communicator of their own. Null
   /// where there is no library: over threads, and of one rank.
   virtual std::unique_ptr<BareCalls> bare();
+
+  /// How this rank asks where all ranks of the run are (roll_call.h). Null where ranks are no processes.
+  virtual std::shared_ptr<RollCall> roll_call() { return nullptr; }
 
   /// A collective call: ranks of equal `color` >= 0 become a group named `axis`, in the order of `order`.
   std::unique_ptr<Communicator> split(std::string axis, int color, int order, Site where = Site::current());

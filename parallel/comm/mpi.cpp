@@ -54,6 +54,7 @@ class MpiCommunicator : public Communicator {
   std::unique_ptr<Pending::Work> start(const Call& call) override;
   void start_message(const Call& call);
   std::unique_ptr<BareCalls> bare() override { return bare_mpi(group_->collectives); }
+  std::shared_ptr<RollCall> roll_call() override { return {group_->engine, &group_->engine->watch}; }
   std::unique_ptr<Communicator> make_split(std::string axis, const std::vector<int>& members,
                                            int split) override;
 

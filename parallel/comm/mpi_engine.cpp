@@ -140,28 +140,23 @@ bool MpiWaiting::poll() {
 }
 
 std::string MpiWaiting::place() const {
-  const std::int64_t step = engine().recorder->step();
-  return fmt::format("{}{} of group {}, number {}", step > 0 ? fmt::format("step {}: ", step) : "",
-                     to_string(call_), group_->axis, want_.number + 1);
+  return place_of(engine().recorder->step(), call_, group_->axis, want_.number + 1);
 }
 
 void MpiWaiting::look(std::int64_t wait, double seconds) {
   MpiWatch& watch = engine().watch;
-  const double timeout = engine().timeout;
   const std::string deadlock = watch.look(wait, seconds, want_, [&] { return place(); });
   if (!deadlock.empty()) engine().break_with(deadlock);
-  // Before the time is over all ranks are asked where they are, and the run is to have ended by then.
-  const double asks = timeout - std::min(timeout / 2, 5.0), ends = timeout - std::min(timeout / 3, 3.0);
-  if (seconds < asks) return;
+  const RollCallTimes times(engine().timeout);
+  if (seconds < times.asks) return;
   watch.ask(wait);
-  if (seconds < ends && !watch.all_have_answered()) return;
+  if (seconds < times.ends && !watch.all_have_answered()) return;
   std::string peers;
   for (int peer : missing()) peers += fmt::format("{}{}", peers.empty() ? "" : ", ", peer);
-  engine().break_with(fmt::format("[{}] rank {} has waited {:.3g} s in {}, and parallel.timeout is {}; {}{}",
-                                  group_->axis, rank_, seconds, to_string(call_), timeout,
-                                  peers.empty() ? "others have not taken what it sent"
-                                                : "nothing has come from rank " + peers + " of the group",
-                                  watch.who_is_where(place())),
+  const std::string why = peers.empty() ? "others have not taken what it sent"
+                                        : "nothing has come from rank " + peers + " of the group";
+  engine().break_with(waited_too_long(group_->axis, rank_, seconds, call_, engine().timeout, why,
+                                      watch.who_is_where(place())),
                       true);
 }
 

@@ -22,6 +22,8 @@
 #include <tuple>
 #include <vector>
 
+#include "parallel/comm/roll_call.h"
+
 namespace transmamba {
 
 /// What a wait is for: call `number` of a group, or with `peer` >= 0 message `number` from that rank of the
@@ -32,27 +34,27 @@ struct MpiWant {
   std::int32_t peer = -1, tag = 0;
 };
 
-class MpiWatch {
+class MpiWatch : public RollCall {
  public:
   /// A collective call of all processes. Waits of more than `patience` seconds are long.
   explicit MpiWatch(double patience);
-  ~MpiWatch();
+  ~MpiWatch() override;
   MpiWatch(const MpiWatch&) = delete;
   MpiWatch& operator=(const MpiWatch&) = delete;
 
   void known(std::uint64_t group) { started_[group]; }      ///< that this rank is in it
   void started(std::uint64_t group) { ++started_[group]; }  ///< this rank's next collective call
   void sent(std::uint64_t group, int to, int tag) { ++sent_[{group, to, tag}]; }
-  std::int64_t new_wait() { return ++waits_; }
+  std::int64_t new_wait() override { return ++waits_; }
   /// To be called now and then in wait `wait`, which is `seconds` old. Says in what call each rank is once
   /// none of them can go on; "" otherwise. `call` describes this rank's.
   std::string look(std::int64_t wait, double seconds, const MpiWant& want,
                    const std::function<std::string()>& call);
-  /// In wait `wait`, whose look() hears the answers. Asking again does nothing.
-  void ask(std::int64_t wait);
-  bool all_have_answered() const;
-  /// A line a rank, those without an answer first. `mine` is this rank's own.
-  std::string who_is_where(const std::string& mine) const;
+  /// In waits without look(), which are for other than calls of MPI.
+  void listen(const std::function<std::string()>& place) override { hear(false, place); }
+  void ask(std::int64_t wait) override;
+  bool all_have_answered() const override;
+  std::string who_is_where(const std::string& mine) const override;
 
  private:
   struct Word;

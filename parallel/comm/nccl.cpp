@@ -193,11 +193,12 @@ class NcclCommunicator : public Communicator {
 
 NcclEngine::NcclEngine(const Stream& compute, const Allocator& memory, double timeout_seconds)
     : state_(std::make_shared<State>()) {
-  state_->memory = memory, state_->compute = compute, state_->watch = this, state_->timeout = timeout_seconds;
+  state_->memory = memory, state_->compute = compute, state_->watch = this;
+  set_timeout(timeout_seconds);
 }
 NcclEngine::~NcclEngine() = default;
 
-void NcclEngine::set_timeout(double seconds) { state_->timeout = seconds; }
+void NcclEngine::set_timeout(double seconds) { state_->waits.set_timeout(seconds); }
 
 void NcclEngine::look(double seconds) {
   State& state = *state_;
@@ -205,24 +206,26 @@ void NcclEngine::look(double seconds) {
   bool moved = seconds < std::exchange(state.looked, seconds), is_under_way = false;
   for (NcclQueue* queue : state.queues) {
     moved |= queue->trim();
-    const Call* const call = queue->oldest();
-    is_under_way |= call != nullptr;
+    const NcclFlight* const oldest = queue->oldest();
+    is_under_way |= oldest != nullptr;
     if (const ncclResult_t result = queue->async_error(); result != ncclSuccess)
-      state.must(result, queue->axis(), call ? to_string(*call) : "between calls");
+      state.must(result, queue->axis(), oldest ? to_string(oldest->call) : "between calls");
   }
   const auto now = std::chrono::steady_clock::now();
   if (moved || !is_under_way) state.moved = now;
-  if (std::chrono::duration<double>(now - state.moved).count() <= state.timeout) return;
-  std::string calls;
-  for (const NcclQueue* queue : state.queues)
-    if (const Call* const call = queue->oldest())
-      calls += fmt::format("{} {} of group {}", calls.empty() ? "" : ";", to_string(*call), queue->axis());
-  state.break_with(fmt::format("[nccl] rank {} has waited {} s for the GPU, and none of these has ended:{}",
-                               state.rank, state.timeout, calls));
+  const auto under_way = [&] {
+    std::vector<GpuCall> calls;
+    for (const NcclQueue* queue : state.queues)
+      if (const NcclFlight* const one = queue->oldest())
+        calls.push_back({&one->call, queue->axis(), one->number, one->turn});
+    return calls;
+  };
+  const double waited = std::chrono::duration<double>(now - state.moved).count();
+  if (const std::string late = state.waits.look(waited, under_way); !late.empty()) state.break_with(late);
 }
 
 std::unique_ptr<Communicator> nccl_communicator(std::unique_ptr<Communicator> host, NcclEngine& engine) {
-  engine.state()->rank = host->rank();
+  engine.state()->waits.belong_to(*host);
   return std::make_unique<NcclCommunicator>(std::move(host), engine.state());
 }
 

@@ -25,8 +25,9 @@
 namespace transmamba {
 
 /// What all NCCL groups of a process share. As Stream::watch of the compute stream it throws LostRank while
-/// the host waits: where NCCL reports an error, and where for `timeout_seconds` no call has come to its end
-/// although some are under way; it names the calls. Must outlive the communicators.
+/// the host waits: where NCCL reports an error, and before `timeout_seconds` are over in which no call has
+/// come to its end although some are under way; it says where each rank is, and answers ranks that ask for
+/// that (roll_call.h). Must outlive the communicators.
 class NcclEngine : public Watch {
  public:
   /// `memory`: what most calls are about.

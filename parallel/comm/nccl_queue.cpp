@@ -131,7 +131,7 @@ void State::abort() {
 }
 
 NcclFlight::NcclFlight(std::shared_ptr<State> of, const Call& made)
-    : engine(std::move(of)), call(made), span(made.span), event(engine->take_event()) {
+    : engine(std::move(of)), call(made), span(made.span), event(engine->take_event()), turn(++engine->calls) {
   call.outgoing = {}, call.incoming = {}, call.span = nullptr;  // which live shorter
 }
 NcclFlight::~NcclFlight() { engine->events.push_back(std::move(event)); }
@@ -173,6 +173,7 @@ NcclQueue::~NcclQueue() {
 std::unique_ptr<Pending::Work> NcclQueue::run(const Call& call, const Enqueue& enqueue) {
   wait_for_room();
   auto flight = std::make_shared<NcclFlight>(engine_, call);
+  flight->number = ++calls_;
   if (call.blocking) {
     if (beside_) beside_->order(), beside_.reset();
     if (call.span) call.span->begins_in(engine_->compute);

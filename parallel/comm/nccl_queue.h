@@ -17,6 +17,7 @@
 #include "core/profile.h"
 #include "kernels/device.h"
 #include "parallel/comm/nccl.h"
+#include "parallel/comm/roll_call.h"
 
 namespace transmamba {
 
@@ -27,8 +28,8 @@ struct NcclEngine::State {
   Stream compute;
   Allocator memory;
   Watch* watch = nullptr;
-  double timeout = 0;
-  int rank = 0;                      // of this process
+  GpuWaits waits;
+  std::int64_t calls = 0;            // that were made, of all groups
   std::optional<std::string> error;  // the first: after it nothing can be relied on
   std::vector<NcclQueue*> queues;
   std::vector<std::weak_ptr<PeerWindow>> windows;
@@ -52,9 +53,11 @@ struct NcclFlight {
   void order();  ///< what the compute stream gets from now on begins after it
   const std::shared_ptr<NcclEngine::State> engine;
   Call call;
-  CallSpan* const span;  // of a step that is profiled; lives as long as whoever waits for the call
-  gpu::Event event;      // after it
-  bool ordered = false;  // before what the compute stream gets now
+  CallSpan* const span;     // of a step that is profiled; lives as long as whoever waits for the call
+  gpu::Event event;         // after it
+  std::int64_t number = 0;  // in its group; the first is 1
+  const std::int64_t turn;  // among all calls of the process
+  bool ordered = false;     // before what the compute stream gets now
 };
 
 /// Calls that the GPU makes one after the other, in the order in which they were enqueued, in a stream of its
@@ -79,7 +82,7 @@ class NcclQueue {
 
   ncclComm_t comm() const { return comm_; }
   const std::string& axis() const { return axis_; }
-  const Call* oldest() const { return flights_.empty() ? nullptr : &flights_.front()->call; }
+  const NcclFlight* oldest() const { return flights_.empty() ? nullptr : flights_.front().get(); }
   bool trim();                       ///< forgets calls that are over; true where there were any
   ncclResult_t async_error() const;  ///< of NCCL's own threads, of a network say
   ncclComm_t give_up();
@@ -90,6 +93,7 @@ class NcclQueue {
   const std::string axis_;
   ncclComm_t comm_;
   Stream stream_;
+  std::int64_t calls_ = 0;  // that were made
   std::deque<std::shared_ptr<NcclFlight>> flights_;
   std::shared_ptr<NcclFlight> beside_;  // the last call on stream_, where the next may be another's
 };

@@ -1,7 +1,8 @@
 // Run by mpirun: communicator contract     the contract tests over MPI
 //                communicator mismatch     calls that do not fit: every rank's Error names both
 //                communicator timeout      a rank that does not come is named
-//                communicator lost         a failure that only a destructor has seen is not forgotten
+//                communicator gpu_wait     a rank that waits for its GPU asks and answers those that wait for
+//                it communicator lost         a failure that only a destructor has seen is not forgotten
 //                communicator deadlock     ranks that wait for each other for ever say so within seconds
 //                communicator slow         ranks that wait for slow ones are left alone
 //                communicator latency      prints the time of small calls
@@ -13,6 +14,7 @@
 #include "launch/process.h"
 #include "parallel/comm/agree.h"
 #include "parallel/comm/mpi.h"
+#include "parallel/comm/roll_call.h"
 #include "tests/parallel/communicator_contract.h"
 
 namespace transmamba {
@@ -117,6 +119,51 @@ void timeout() {
                   world->rank() == 0 ? "\n  rank 2 in step 7: all_reduce of 4 bytes"
                                      : "\n  rank 0 in step 7: all_reduce of 4 bytes",
                   "of group world, number 1"});
+  }
+}
+
+/// Rank 0 waits for a GPU, whose calls are made up here, rank 2 for a call of MPI, and rank 1 comes to
+/// neither.
+void gpu_wait() {
+  const auto world = mpi_world(nullptr, 1.5);
+  world->recorder().set_step(7);
+  std::vector<float> x(4);
+  const auto start = std::chrono::steady_clock::now();
+  const auto elapsed = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  };
+  if (world->rank() == 0) {
+    GpuWaits waits;
+    waits.belong_to(*world), waits.set_timeout(1.5);
+    const Call keys{.kind = Call::Kind::all_gather, .purpose = "keys", .in = view(x), .where = {"k.cpp", 3}},
+        sums{.kind = Call::Kind::all_reduce, .purpose = "sums", .out = view(x), .where = {"s.cpp", 5}};
+    const auto under_way = [&] { return std::vector<GpuCall>{{&sums, "dp", 4, 31}, {&keys, "cp", 12, 30}}; };
+    std::string text;
+    while (elapsed() < 1.8) {
+      const double seconds = elapsed();
+      const std::string said = waits.look(seconds, under_way);
+      if (text.empty() && !said.empty()) {
+        text = said;
+        check(seconds > 0.75 && seconds < 1.5, "contract", "rank 0 said after {} s: {}", seconds, text);
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    expect_parts(
+        text,
+        {"[cp] rank 0 has waited ",
+         " s in all_gather of 16 bytes (4 float32) for keys at k.cpp:3, and "
+         "parallel.timeout is 1.5; its GPU has not ended it\n  rank 1 is in no call and does not answer",
+         "\n  rank 0 in step 7: all_gather of 16 bytes (4 float32) for keys at k.cpp:3 of group cp, "
+         "number 12 on its GPU, before all_reduce of 16 bytes (4 float32) for sums at s.cpp:5 of group "
+         "dp, number 4\n  rank 2 in step 7: all_reduce of 16 bytes (4 float32) for loss at tests/",
+         "of group world, number 1"});
+  } else if (world->rank() == 1) {
+    std::this_thread::sleep_for(std::chrono::seconds(3));
+  } else {
+    expect_parts(error_of([&] { world->all_reduce("loss", view(x)); }),
+                 {"nothing has come from rank 0, 1 of the group\n  rank 1 is in no call and does not answer",
+                  "\n  rank 0 in step 7: all_gather of 16 bytes (4 float32) for keys at k.cpp:3 of group cp, "
+                  "number 12 on its GPU"});
   }
 }
 
@@ -262,6 +309,8 @@ void run(const Process& process, const std::string& what) {
     mismatch(process);
   } else if (what == "timeout") {
     timeout();
+  } else if (what == "gpu_wait") {
+    gpu_wait();
   } else if (what == "lost") {
     lost();
   } else if (what == "deadlock") {

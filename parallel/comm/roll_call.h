@@ -1,0 +1,75 @@
+// Where all ranks are, once one has waited too long. Its own call says little of why it does not end: another
+// rank is in another call, or in none.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "parallel/comm/communicator.h"
+
+namespace transmamba {
+
+/// Asks all ranks of the run where they are. Those in a wait answer; who says nothing computes, hangs or is
+/// gone.
+class RollCall {
+ public:
+  virtual ~RollCall() = default;
+  virtual std::int64_t new_wait() = 0;
+  /// To be called now and then in a wait: answers whoever has asked, and hears answers. `place` says where
+  /// this rank is.
+  virtual void listen(const std::function<std::string()>& place) = 0;
+  /// In wait `wait`, which listens for the answers. Asking again does nothing.
+  virtual void ask(std::int64_t wait) = 0;
+  virtual bool all_have_answered() const = 0;
+  /// A line a rank, those without an answer first. `mine` is this rank's own.
+  virtual std::string who_is_where(const std::string& mine) const = 0;
+};
+
+/// Before the time is over all ranks are asked where they are, and the run is to have ended by then: seconds
+/// of a wait after which it asks, and after which it ends even without all answers.
+struct RollCallTimes {
+  explicit RollCallTimes(double timeout);
+  double asks, ends;
+};
+
+/// "step 3: all_reduce .. of group tp, number 12", of the 12th call of that group. Step 0 is none.
+std::string place_of(std::int64_t step, const Call& call, std::string_view axis, std::int64_t number);
+/// What a rank says whose time is over: `why` it still waits, and who_is_where.
+std::string waited_too_long(std::string_view axis, int rank, double seconds, const Call& call, double timeout,
+                            const std::string& why, const std::string& who_is_where);
+
+/// A call that the GPU has not ended, or not begun.
+struct GpuCall {
+  const Call* call = nullptr;
+  std::string_view axis;
+  std::int64_t number = 0;  ///< in its group; the first is 1
+  std::int64_t turn = 0;    ///< among all calls of the rank
+};
+
+/// The waits of a rank for its GPU: it answers other ranks meanwhile, and says when one has lasted too long.
+class GpuWaits {
+ public:
+  using UnderWay = std::function<std::vector<GpuCall>()>;  ///< the oldest call of each group, or of some
+  /// The ranks' roll call is that of `world`, which is over MPI and may end before this.
+  void belong_to(Communicator& world);
+  void set_timeout(double seconds) { timeout_ = seconds; }
+  /// To be called now and then in a wait, in which for `seconds` no call has come to its end although some
+  /// are under way (0: there are none). Where that is too long it gives what to say, otherwise "".
+  std::string look(double seconds, const UnderWay& under_way);
+
+ private:
+  std::string place(const std::vector<GpuCall>& calls) const;
+  double timeout_ = 0;
+  int rank_ = 0;
+  std::weak_ptr<RollCall> roll_call_;
+  const Recorder* recorder_ = nullptr;  // knows the step; there as long as the roll call is
+  std::chrono::steady_clock::time_point looked_;
+  std::int64_t wait_ = 0;  // in which it asks; 0: in none
+};
+
+}  // namespace transmamba
