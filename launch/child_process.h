@@ -39,8 +39,8 @@ struct ShownResult : ChildResult {
 
 /// Runs `words` until it ends, with its output and errors passed on to ours as they come; `see` gets each
 /// line of them too, without its end, and whether it is an error. A terminal's Ctrl-C does not reach it by
-/// itself: at the first SIGINT, SIGTERM or SIGUSR1 to this process it gets SIGUSR1, at each further one
-/// SIGTERM.
+/// itself: at the first SIGINT, SIGTERM or SIGUSR1 to this process it gets SIGUSR1, at each further one, as
+/// StopSignals counts them, SIGTERM.
 ShownResult run_shown(const std::vector<std::string>& words,
                       const std::function<void(const std::string& line, bool is_error)>& see);
 

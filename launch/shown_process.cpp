@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -13,31 +14,10 @@
 #include "kernels/check.h"
 #include "launch/child_process.h"
 #include "launch/child_start.h"
+#include "launch/signals.h"
 
 namespace transmamba {
 namespace {
-
-constexpr std::array kSignals = {SIGINT, SIGTERM, SIGUSR1};
-volatile std::sig_atomic_t g_signals = 0;
-
-/// Counts the signals while it lives.
-class SignalCount {
- public:
-  SignalCount() {
-    g_signals = 0;
-    struct sigaction act {};
-    act.sa_handler = [](int) { g_signals = g_signals + 1; };
-    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &act, &before_[i]);
-  }
-  ~SignalCount() {
-    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i], &before_[i], nullptr);
-  }
-  SignalCount(const SignalCount&) = delete;
-  int count() const { return g_signals; }
-
- private:
-  std::array<struct sigaction, kSignals.size()> before_{};
-};
 
 using See = std::function<void(const std::string&)>;
 
@@ -58,13 +38,25 @@ class Stream {
     if (child_ >= 0) close(child_);
     child_ = -1;
   }
-  /// Passes on what is there.
-  void pass_on() {
+  /// Passes on what is there. `interrupted` is called where a signal came while it waited for a reader.
+  template <class Interrupted>
+  void pass_on(const Interrupted& interrupted) {
     std::array<char, 1 << 16> bytes{};
-    for (ssize_t got = 0; open_ && (got = read(from_, bytes.data(), bytes.size())) >= 0;) {
+    while (open_) {
+      const ssize_t got = read(from_, bytes.data(), bytes.size());
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) return;  // nothing more for now
       open_ = got > 0;
-      for (ssize_t done = 0, wrote = 0; done < got && wrote >= 0; done += wrote)
+      for (ssize_t done = 0, wrote = 0; done < got; done += std::max<ssize_t>(wrote, 0)) {
         wrote = write(to_, bytes.data() + done, static_cast<std::size_t>(got - done));
+        if (wrote >= 0) continue;
+        if (errno == EINTR)
+          interrupted();
+        else if (errno == EAGAIN)  // a pipe that its other users do not wait for either
+          wait_for_reader();
+        else
+          break;  // a disk that is full, say: what the child does is worth more than what it says
+      }
       line_.append(bytes.data(), static_cast<std::size_t>(got));
       for (std::size_t end; (end = line_.find('\n')) != std::string::npos; line_.erase(0, end + 1))
         see_(line_.substr(0, end));
@@ -72,6 +64,10 @@ class Stream {
   }
 
  private:
+  void wait_for_reader() const {
+    pollfd reader{to_, POLLOUT, 0};
+    poll(&reader, 1, 50);
+  }
   int to_, from_ = -1, child_ = -1;
   See see_;
   bool open_ = true;
@@ -83,23 +79,27 @@ class Stream {
 ShownResult run_shown(const std::vector<std::string>& words,
                       const std::function<void(const std::string&, bool)>& see) {
   std::fflush(stdout);
-  const SignalCount signals;
+  const StopSignals signals(StopSignals::Second::counts);
   Stream out(STDOUT_FILENO, [&](const auto& line) { see(line, false); });
   Stream err(STDERR_FILENO, [&](const auto& line) { see(line, true); });
   const pid_t child = start_child(words, out.child(), err.child(), /*own_group=*/true);
   out.close_child(), err.close_child();
   int status = 0, told = 0;
-  for (bool ended = false; !ended;) {
+  bool ended = false;
+  const auto tell = [&] {
+    for (; !ended && told < signals.count(); ++told) kill(child, told == 0 ? SIGUSR1 : SIGTERM);
+  };
+  while (!ended) {
     std::array<pollfd, 2> wait = {{{out.from(), POLLIN, 0}, {err.from(), POLLIN, 0}}};
     poll(wait.data(), wait.size(), 50);
-    for (; told < signals.count(); ++told) kill(child, told == 0 ? SIGUSR1 : SIGTERM);
+    tell();
     ended = has_ended(child, words[0], status);
-    out.pass_on(), err.pass_on();  // after its end once more: what it wrote last
+    out.pass_on(tell), err.pass_on(tell);  // after its end once more: what it wrote last
   }
   ShownResult result;
   static_cast<ChildResult&>(result) = result_of(status);
   result.code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
-  result.asked = told > 0;
+  result.asked = signals.count() > 0;  // also one that came too late to be told
   return result;
 }
 

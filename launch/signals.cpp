@@ -16,8 +16,9 @@ constexpr std::array<int, 3> kSignals = {SIGTERM, SIGINT, SIGUSR1};
 constexpr std::int64_t kTogether = 500'000'000;  // ns
 
 // What a handler may touch.
-std::atomic<int> first = 0;
-std::atomic<std::int64_t> first_at = 0;
+std::atomic<int> first = 0, counted = 0;
+std::atomic<std::int64_t> last_at = 0;  // of those that count
+std::atomic<bool> second_ends = true;
 static_assert(std::atomic<std::int64_t>::is_always_lock_free);
 std::array<struct sigaction, kSignals.size()> before;
 
@@ -27,10 +28,10 @@ std::int64_t now() {
   return std::int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
 }
 
-void set_all(void (*handler)(int), bool keeps) {
+void set_all(void (*handler)(int), int flags, bool keeps) {
   struct sigaction action {};
   action.sa_handler = handler;
-  action.sa_flags = SA_RESTART;  // or a signal would break whatever is being read or written
+  action.sa_flags = flags;
   sigemptyset(&action.sa_mask);
   for (const int number : kSignals) sigaddset(&action.sa_mask, number);
   for (std::size_t i = 0; i < kSignals.size(); ++i)
@@ -39,18 +40,21 @@ void set_all(void (*handler)(int), bool keeps) {
 
 extern "C" void remember_signal(int number) {
   const std::int64_t time = now();
-  // The time first: another thread may handle a second signal before this one knows of it.
-  if (std::int64_t none = 0; first_at.compare_exchange_strong(none, time))
+  std::int64_t last = last_at;
+  if (last != 0 && time - last <= kTogether) return;
+  // Another thread may handle a second signal before this one knows of it: it is together with this one.
+  if (!last_at.compare_exchange_strong(last, time)) return;
+  if (counted++ == 0)
     first = number;
-  else if (time - first_at > kTogether)
+  else if (second_ends)
     _exit(kExitSignal + number);
 }
 
 }  // namespace
 
-StopSignals::StopSignals() {
-  first = 0, first_at = 0;
-  set_all(remember_signal, true);
+StopSignals::StopSignals(Second second) {
+  first = 0, counted = 0, last_at = 0, second_ends = second == Second::ends;
+  set_all(remember_signal, second_ends ? SA_RESTART : 0, true);
 }
 
 StopSignals::~StopSignals() {
@@ -59,10 +63,11 @@ StopSignals::~StopSignals() {
 }
 
 int StopSignals::number() const { return first; }
+int StopSignals::count() const { return counted; }
 
 void StopSignals::ignore() {
   ignored_ = true;
-  set_all(SIG_IGN, false);
+  set_all(SIG_IGN, 0, false);
 }
 
 }  // namespace transmamba

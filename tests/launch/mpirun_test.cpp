@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
+#include <array>
 #include <csignal>
 #include <thread>
 
@@ -127,22 +130,59 @@ TEST(Restarts, AreNotSpokenOfWhereNobodyAskedForThem) {
   EXPECT_THAT(s.err, IsEmpty());
 }
 
+/// Ends with 75 a while after SIGUSR1, with 143 at SIGTERM.
+const std::string kStops =
+    "echo step 1; trap 'usr1=1' USR1; trap 'exit 143' TERM; "
+    "for i in $(seq 200); do sleep 0.05; [ -z $usr1 ] || left=$((${left:-20} - 1)); [ \"$left\" = 0 ] && "
+    "exit 75; done; exit 1";
+
 TEST(Restarts, EndAtASignalWhichReachesTheRanksAsUsr1AndThenAsTerm) {
-  for (const auto& [signals, code] : std::vector<std::pair<int, int>>{{1, 75}, {2, 143}}) {
-    std::thread([n = signals] {
-      for (int i = 0; i < n; ++i) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(400));
-        kill(getpid(), i == 0 ? SIGINT : SIGTERM);
-      }
-    }).detach();
-    const std::string at_usr1 = signals == 1 ? "exit 75" : ":";
-    const Started s = start("echo step 1; trap '" + at_usr1 +
-                                "' USR1; trap 'exit 143' TERM; "
-                                "for i in $(seq 200); do sleep 0.05; done; exit 1",
-                            3);
-    EXPECT_EQ(s.code, code);
+  for (const auto& [apart, code] : std::vector<std::pair<int, int>>{{100, 75}, {600, 143}}) {
+    std::thread both([ms = apart] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(400));
+      kill(getpid(), SIGINT);
+      std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+      kill(getpid(), SIGTERM);
+    });
+    const Started s = start(kStops, 3);
+    both.join();
+    EXPECT_EQ(s.code, code) << "signals " << apart << " ms apart: those of half a second are one";
     EXPECT_EQ(s.starts, 1U);
   }
+}
+
+TEST(ShownProcess, LosesNoOutputWhereSignalsComeWhileItWaitsForAReader) {
+  std::array<int, 2> ends{};
+  ASSERT_EQ(pipe(ends.data()), 0);
+  std::fflush(stdout);
+  std::signal(SIGUSR1, SIG_IGN);  // before and after it is counted
+  const int before = dup(STDOUT_FILENO);
+  dup2(ends[1], STDOUT_FILENO), close(ends[1]);
+  std::string got;
+  std::thread reader([&, writer = pthread_self()] {
+    std::array<char, 4096> bytes{};
+    for (ssize_t count = 1; count > 0;) {
+      // Two, of which the second finds it in a write that has not got anywhere. None before the child ignores
+      // them.
+      for (int i = 0; i < 2 && !got.empty(); ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        pthread_kill(writer, SIGUSR1);
+      }
+      count = read(ends[0], bytes.data(), bytes.size());
+      got.append(bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(count, 0)));
+    }
+  });
+  std::size_t lines = 0;
+  const ShownResult result =
+      run_shown({"sh", "-c", "trap '' USR1 TERM; seq 100000"}, [&](const auto&, bool) { ++lines; });
+  dup2(before, STDOUT_FILENO), close(before);
+  reader.join(), close(ends[0]);
+  std::signal(SIGUSR1, SIG_DFL);
+  std::string wanted;
+  for (int i = 1; i <= 100000; ++i) wanted += std::to_string(i) + "\n";
+  EXPECT_TRUE(got == wanted) << "expected " << wanted.size() << " bytes, got " << got.size();
+  EXPECT_EQ(lines, 100000U);
+  EXPECT_TRUE(result.ok && result.asked);
 }
 
 TEST(Mpirun, IsExplainedWithTheHostAndWhatToDo) {

@@ -36,6 +36,17 @@ TEST(StopSignals, ASecondOneEndsTheProcessAtOnce) {
   EXPECT_EXIT(twice(), ::testing::ExitedWithCode(kExitSignal + SIGINT), "");
 }
 
+TEST(StopSignals, CountThoseThatAreNotTogether) {
+  const StopSignals signals(StopSignals::Second::counts);
+  EXPECT_EQ(signals.count(), 0);
+  for (const int wanted : {1, 2}) {
+    for (const int number : {SIGINT, SIGTERM, SIGUSR1}) std::raise(number);
+    EXPECT_EQ(signals.count(), wanted);
+    if (wanted == 1) std::this_thread::sleep_for(std::chrono::milliseconds(550));
+  }
+  EXPECT_EQ(signals.number(), SIGINT);
+}
+
 TEST(StopSignals, CanBeIgnoredUntilTheEnd) {
   const auto ignored = [] {
     {
