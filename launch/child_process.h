@@ -38,11 +38,12 @@ struct ShownResult : ChildResult {
 };
 
 /// Runs `words` until it ends, with its output and errors passed on to ours as they come; `see` gets each
-/// line of them too, without its end, and whether it is an error. A terminal's Ctrl-C does not reach it by
-/// itself: at the first SIGINT, SIGTERM or SIGUSR1 to this process it gets SIGUSR1, at each further one, as
-/// StopSignals counts them, SIGTERM.
+/// line of them too, without its end, and whether it is an error; where it says false, the child gets
+/// SIGTERM: nothing will come of it. A terminal's Ctrl-C does not reach it by itself: at the first SIGINT,
+/// SIGTERM or SIGUSR1 to this process it gets SIGUSR1, at each further one, as StopSignals counts them,
+/// SIGTERM.
 ShownResult run_shown(const std::vector<std::string>& words,
-                      const std::function<void(const std::string& line, bool is_error)>& see);
+                      const std::function<bool(const std::string& line, bool is_error)>& see);
 
 /// Words as a shell would take them.
 std::string shell_words(const std::vector<std::string>& words);

@@ -1,18 +1,10 @@
 #include "launch/host.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <array>
 #include <charconv>
 #include <fstream>
 
 namespace transmamba {
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "unknown host";
-}
 
 std::string processor_name() {
   std::ifstream in("/proc/cpuinfo");

@@ -4,10 +4,11 @@
 #include <string>
 #include <vector>
 
+#include "core/host_name.h"
+
 namespace transmamba {
 
-std::string host_name();
-std::string processor_name();  ///< of its CPU
+std::string processor_name();  ///< of this host's CPU
 
 /// An error's text with the host of the rank that it begins with ("rank 2: .."), and a word about files that
 /// are missing, where the ranks, whose hosts by rank these are, run on several.

@@ -20,6 +20,7 @@ namespace transmamba {
 namespace {
 
 constexpr auto kWhere = "launch";
+constexpr auto kNoPort = "no port available in the range";
 
 int parse_slots(const std::string& what, const std::string& text) {
   int slots = 0;
@@ -42,6 +43,17 @@ std::string after(const std::string& text, const std::string& label) {
   if (at == std::string::npos) return {};
   const std::size_t begin = std::min(text.find_first_not_of(' ', at + label.size()), text.size());
   return text.substr(begin, text.find('\n', begin) - begin);
+}
+
+/// Of a line of Open MPI's, "[host][[7,1],0][file:line] ..", with this part; empty where others' are in it
+/// too.
+std::string host_of_line(const std::string& text, const std::string& part) {
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);)
+    if (line.starts_with('[') && line.find(part) != std::string::npos &&
+        line.find("][[") == line.rfind("][["))
+      return line.substr(1, line.find(']') - 1);
+  return {};
 }
 
 /// Variables that libraries of a rank read, which mpirun takes to other hosts only where it is told.
@@ -132,10 +144,11 @@ Attempt attempt(const std::vector<std::string>& words) {
   const auto start = std::chrono::steady_clock::now();
   const ShownResult result = run_shown(words, [&](const std::string& line, bool is_error) {
     a.stepped |= line.starts_with("step ");
-    if (!is_error) return;
+    if (!is_error) return true;
     a.killed |= line.find("exited on signal") != std::string::npos;
     a.errors += line + "\n";
     if (a.errors.size() > 1 << 16) a.errors.erase(0, 1 << 15);
+    return line.find(kNoPort) == std::string::npos;  // after which Open MPI's ranks wait for ever
   });
   a.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   a.code = result.code, a.ending = result.ending, a.asked = result.asked;
@@ -188,10 +201,14 @@ std::string explain_mpirun(const std::string& errors) {
     return fmt::format(
         "host {} has no folder {}: start this in one that every host has, as on a shared file system", node,
         after(errors, "Working directory: "));
-  if (has("Address already in use") || has("address already in use"))
-    return "a port that was asked for is taken: end what has it (`ss -ltnp` on that host shows it), or ask "
-           "for "
-           "another one, or none (OMPI_MCA_btl_tcp_port_min_v4, OMPI_MCA_oob_tcp_static_ipv4_ports)";
+  if (has("Address already in use") || has("address already in use") || has(kNoPort)) {
+    const std::string host = host_of_line(errors, kNoPort);
+    return fmt::format(
+        "{}a port that was asked for is taken: end what has it (`ss -ltnp` on that host shows it), or ask "
+        "for "
+        "another one, or none (OMPI_MCA_btl_tcp_port_min_v4, OMPI_MCA_oob_tcp_static_ipv4_ports)",
+        host.empty() ? "" : fmt::format("host {}: ", host));
+  }
   if (has("run as root") || has("running as root"))
     return "mpirun refuses to run as root: be another user, or set OMPI_ALLOW_RUN_AS_ROOT=1 and "
            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1";

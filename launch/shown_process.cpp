@@ -77,17 +77,19 @@ class Stream {
 }  // namespace
 
 ShownResult run_shown(const std::vector<std::string>& words,
-                      const std::function<void(const std::string&, bool)>& see) {
+                      const std::function<bool(const std::string&, bool)>& see) {
   std::fflush(stdout);
   const StopSignals signals(StopSignals::Second::counts);
-  Stream out(STDOUT_FILENO, [&](const auto& line) { see(line, false); });
-  Stream err(STDERR_FILENO, [&](const auto& line) { see(line, true); });
+  bool goes_on = true;
+  Stream out(STDOUT_FILENO, [&](const auto& line) { goes_on &= see(line, false); });
+  Stream err(STDERR_FILENO, [&](const auto& line) { goes_on &= see(line, true); });
   const pid_t child = start_child(words, out.child(), err.child(), /*own_group=*/true);
   out.close_child(), err.close_child();
   int status = 0, told = 0;
   bool ended = false;
   const auto tell = [&] {
     for (; !ended && told < signals.count(); ++told) kill(child, told == 0 ? SIGUSR1 : SIGTERM);
+    if (!ended && !std::exchange(goes_on, true)) kill(child, SIGTERM);
   };
   while (!ended) {
     std::array<pollfd, 2> wait = {{{out.from(), POLLIN, 0}, {err.from(), POLLIN, 0}}};

@@ -15,6 +15,14 @@ namespace {
 namespace fs = std::filesystem;
 constexpr std::string_view kWhere = "checkpoint";
 constexpr std::chrono::seconds kFolderTime{30};  // for one that rank 0 makes to be seen on other hosts
+constexpr std::chrono::seconds kTrialTime{5};    // the same, where each look asks the file system anew
+
+/// Opens the folder first: a network file system may remember for a while that it has no such name.
+bool is_seen(const fs::path& entry) {
+  std::error_code error;
+  const fs::directory_iterator opened(entry.parent_path(), error);
+  return fs::exists(entry, error);
+}
 
 void write_index(const fs::path& path, const TrainState& state, const Config& config,
                  const TokenizerSource& tokenizer, DType dtype, const std::vector<std::string>& shards) {
@@ -172,15 +180,29 @@ void save_checkpoint(Communicator& world, CheckpointConfig where, const TrainSta
   CheckpointWriter(world, where, config, tokenizer, store, optimizer).begin(state);
 }
 
+/// A folder of the same name on another host's own disk would only be noticed at the end of the first save.
 void prepare_checkpoints(Communicator& world, const CheckpointConfig& where) {
+  struct Trial {
+    const fs::path folder;
+    std::error_code error = {};
+    ~Trial() { fs::remove(folder, error); }
+  } trial{trial_folder(where.path, world.rank())};
   agree(world, "checkpoint: trial", [&] {
-    const fs::path trial = trial_folder(where.path, world.rank());
-    std::error_code error;
-    fs::create_directories(where.path, error);
-    if (!error) fs::create_directory(trial, error);
-    check(!error, kWhere, "checkpoint.path = {}: cannot be written to: {}", where.path.string(),
-          error.message());
-    fs::remove(trial, error);
+    fs::create_directories(where.path, trial.error);
+    if (!trial.error) fs::create_directory(trial.folder, trial.error);
+    check(!trial.error, kWhere, "checkpoint.path = {}: cannot be written to: {}", where.path.string(),
+          trial.error.message());
+  });
+  agree(world, "checkpoint: one folder", [&] {
+    const auto start = std::chrono::steady_clock::now();
+    while (!is_seen(trial_folder(where.path, 0))) {
+      check(
+          std::chrono::steady_clock::now() - start < kTrialTime, kWhere,
+          "checkpoint.path = {}: is not the folder that rank 0 has there, but one of this host alone; every "
+          "host has to see a run's files at the same paths, as on a shared file system",
+          where.path.string());
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
   });
 }
 

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "core/host_name.h"
 #include "core/tensor.h"
 
 namespace transmamba {
@@ -86,7 +87,13 @@ void agree(Communicator& group, std::string_view what, const std::function<void(
   if (failed == texts.end()) return;
   const bool all_the_same =
       std::all_of(texts.begin(), texts.end(), [&](const auto& t) { return t == *failed; });
-  throw Error(all_the_same ? *failed : fmt::format("rank {}: {}", failed - texts.begin(), *failed));
+  if (all_the_same) throw Error(*failed);
+  const std::ptrdiff_t rank = failed - texts.begin();
+  const std::vector<std::string> hosts = gather_text(group, "hosts", host_name());
+  const bool is_one_host =
+      std::all_of(hosts.begin(), hosts.end(), [&](const auto& h) { return h == hosts[0]; });
+  const std::string on = is_one_host ? "" : " on " + hosts[static_cast<std::size_t>(rank)];
+  throw Error(fmt::format("rank {}{}: {}", rank, on, *failed));
 }
 
 }  // namespace transmamba

@@ -23,7 +23,8 @@ resumed_at = re.compile(r"resumed from \S+ after step (\d+)")
 
 
 def fault(kind, rank, *more):
-    return ["--fault.kind", kind, "--fault.rank", rank, "--fault.step", AT, *more, "--checkpoint.path", kind]
+    path = [] if "--checkpoint.path" in more else ["--checkpoint.path", kind]
+    return ["--fault.kind", kind, "--fault.rank", rank, "--fault.step", AT, *more, *path]
 
 
 def goes_on(kind, *said):
@@ -76,12 +77,16 @@ expect(re.search(rf"step {AT}  skipped, 1 in a row: loss \S+ and gradient norm n
 steps = metrics("nan/metrics.jsonl")[0]
 expect(len(steps) == STEPS and [m["skipped"] for m in steps] == [int(m["step"] >= AT) for m in steps], "nan: expected one step to be skipped")
 
-done = mpirun(4, *words, *fault("disk_full", 2, "--fault.steps", 4), "--checkpoint.async", "false")
-expect(done.returncode == 0 and re.search(r"warning: .*step 12 could not be saved.* rank 2: .*File too large.*training goes on", done.stderr),
-       f"disk_full: expected a warning about rank 2, got {done.returncode}: {done.stderr}")
-left = sorted(int(path.name[5:]) for path in Path("disk_full").glob("step_*"))
-expect(left == [16, 20, 24], f"disk_full: expected step 12 to be missing, and no rest of it, got {left}")
-expect(losses("disk_full") == whole, "disk_full: expected the same losses")
+# At once and beside training, where a save that fails is only noticed later: from step 10 on, for 4 or 13 steps.
+for path, steps, how, missing in [("disk_full", 4, "false", [12]), ("disk_full_async", 13, "true", [12, 16, 20])]:
+    done = mpirun(4, *words, *fault("disk_full", 2, "--fault.steps", steps, "--checkpoint.path", path), "--checkpoint.async", how)
+    said = re.findall(r"warning: .*step (\d+) could not be saved.* rank 2: .*File too large.*training goes on", done.stderr)
+    expect(done.returncode == 0 and list(map(int, said)) == missing,
+           f"{path}: expected a warning about rank 2 for steps {missing}, got {done.returncode}: {done.stderr}")
+    left = sorted(int(path.name[5:]) for path in Path(path).glob("step_*"))
+    expect(left == [step for step in [4, 8, 12, 16, 20, 24] if step not in missing][-3:],
+           f"{path}: expected steps {missing} to be missing, and no rest of them, got {left}")
+    expect(losses(path) == whole, f"{path}: expected the same losses")
 
 succeeds(4, *words, *fault("flipped_byte", 2, "--fault.steps", STEPS))  # the last three that are kept, too
 step = mpirun(4, *words, "--checkpoint.path", "flipped_byte")

@@ -89,6 +89,28 @@ shutil.copy(here / "run.cfg", there)
 fails("no data", "transmamba: rank 2 on h2: ", "tokens.h5", "every host has to see")
 hosts.mounts("h2", "")
 
+# ---- a folder for checkpoints that a host has for itself, that cannot be written to there, that is full
+saves = SCRATCH / "saves"
+saves.mkdir()
+ON_SAVES = ["launch", "run.cfg", *RANKS, "--checkpoint.path", saves]
+hosts.mounts("h2", f"mount -t tmpfs -o ro none {saves}")
+fails("a read-only folder", "transmamba: rank 2 on h2: ", f"checkpoint.path = {saves}", "Read-only file system", words=ON_SAVES)
+hosts.mounts("h2", f"mount -t tmpfs none {saves}")
+fails("a folder of its own", "transmamba: rank 2 on h2: ", f"checkpoint.path = {saves}: is not the folder that rank 0 has there",
+      "every host has to see", words=ON_SAVES)
+hosts.mounts("h2", "")
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", saves], check=True)
+fails("a full disk", "transmamba: ", "step 6 could not be saved", " on h", "No space left on device", words=ON_SAVES)
+expect(not list(saves.glob("step_*")), f"expected no half checkpoint, got {list(saves.iterdir())}")
+subprocess.run(["umount", saves], check=True)
+
+# ---- a port that another program has, on both hosts for the ranks there are two
+ports = {"OMPI_MCA_btl_tcp_port_min_v4": "15555", "OMPI_MCA_btl_tcp_port_range_v4": "1"}
+hosts.environment.update(ports)
+fails("a port that is taken", "launch: ", "a port that was asked for is taken", "ss -ltnp", words=["launch", "run.cfg", *RANKS])
+for name in ports:
+    del hosts.environment[name]
+
 # ---- a host whose network is gone for some seconds: it is noticed, and the run goes on when it is back
 errors = Path("cut.err")
 with open("cut.out", "w") as out, open(errors, "w") as err:
