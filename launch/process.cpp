@@ -36,6 +36,23 @@ bool has_launcher() {
   return false;
 }
 
+/// Tasks that srun started without a way to find each other: each would be a run of its own, all alike.
+void check_not_one_of_several() {
+  const auto number = [](const char* name) {
+    const char* const text = std::getenv(name);
+    return text ? std::atoi(text) : 0;
+  };
+  const int tasks = number("SLURM_STEP_NUM_TASKS");
+  if (tasks <= 1) return;
+  if (number("SLURM_PROCID") != 0) std::_Exit(kExitFailed);  // the first one says it
+  fail(
+      "srun",
+      "{} tasks on {} and other hosts, if any, that cannot find each other: expected `srun --mpi=pmix`, or "
+      "pmi2 "
+      "where MPI is built for it, of what `srun --mpi=list` has; where it has neither, start ranks by mpirun",
+      tasks, host_name());
+}
+
 void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
 void print_error(const std::string& text) {
@@ -102,8 +119,9 @@ Process::~Process() {
 
 std::unique_ptr<Communicator> Process::world(double timeout_seconds,
                                              std::shared_ptr<Recorder> recorder) const {
-  return mpi_ ? mpi_world(std::move(recorder), timeout_seconds)
-              : self_communicator("world", std::move(recorder));
+  if (mpi_) return mpi_world(std::move(recorder), timeout_seconds);
+  check_not_one_of_several();
+  return self_communicator("world", std::move(recorder));
 }
 
 /// Tells all others that this rank fails, and hears who else does.

@@ -63,6 +63,12 @@ class Stream {
     }
   }
 
+  /// What comes next of ours is to begin a line.
+  void end_line() {
+    if (line_.empty()) return;
+    if (write(to_, "\n", 1) == 1) see_(std::exchange(line_, {}));
+  }
+
  private:
   void wait_for_reader() const {
     pollfd reader{to_, POLLOUT, 0};
@@ -98,6 +104,7 @@ ShownResult run_shown(const std::vector<std::string>& words,
     ended = has_ended(child, words[0], status);
     out.pass_on(tell), err.pass_on(tell);  // after its end once more: what it wrote last
   }
+  err.end_line();
   ShownResult result;
   static_cast<ChildResult&>(result) = result_of(status);
   result.code = WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);

@@ -111,6 +111,25 @@ fails("a port that is taken", "launch: ", "a port that was asked for is taken", 
 for name in ports:
     del hosts.environment[name]
 
+# ---- a host whose clock is off: what a program there asks for the time comes to this first
+Path("clock.c").write_text("""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+int clock_gettime(clockid_t clock, struct timespec* time) {
+  int (*next)(clockid_t, struct timespec*) = dlsym(RTLD_NEXT, "clock_gettime");
+  int result = next(clock, time);
+  if (clock == CLOCK_REALTIME) time->tv_sec += 90;
+  return result;
+}
+""")
+subprocess.run(["cc", "-shared", "-fPIC", "-o", "clock.so", "clock.c", "-ldl"], check=True)
+hosts.mounts("h2", f"export LD_PRELOAD={SCRATCH}/clock.so")
+done = launch()
+expect(done.returncode == 0 and re.fullmatch(r"warning: the clock of host h2 is 90 s ahead of that of h1, .*: run an NTP client there\n", done.stderr),
+       f"clocks apart: expected one warning, got {done.returncode}: {done.stderr}")
+hosts.mounts("h2", "")
+
 # ---- a host whose network is gone for some seconds: it is noticed, and the run goes on when it is back
 errors = Path("cut.err")
 with open("cut.out", "w") as out, open(errors, "w") as err:

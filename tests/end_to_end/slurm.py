@@ -7,6 +7,7 @@ the queue, and ends with the bits of one that was left alone; a crash does the s
 Takes 45 s, most of which it waits: SLURM looks at time limits each half minute.
 """
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -67,6 +68,13 @@ submit("crash", PLAIN, "--ranks-per-node", 1, "--parallel.cp", 1, "--checkpoint.
        "--fault.kind", "kill", "--fault.rank", 1, "--fault.step", 8, "--train.max_restarts", 1)
 submit("mistake", PLAIN, "--ranks-per-node", 1, "--parallel.cp", 1, "--data.path", "absent.h5", "--train.max_restarts", 1)
 
+# ---- ranks that cannot find each other: srun without PMI
+done = subprocess.run(["srun", "-n", "2", "--mpi=none", PROGRAM, "train", PLAIN, "--checkpoint.path", "alone"], capture_output=True,
+                      text=True, timeout=60)
+ours = [line for line in done.stderr.splitlines() if line.startswith("transmamba: ")]
+expect(done.returncode == 1 and len(ours) == 1 and "[srun] 2 tasks on n" in ours[0] and "srun --mpi=pmix" in ours[0] and not done.stdout,
+       f"srun --mpi=none: expected one line and no run, got {done}")
+
 # ---- one whose time is over too soon: half a minute after the controller's start. Until then each step is slow
 early = make_config(f"{MESH}[fault]\nkind = slow\nsteps = {STEPS}\nseconds = 0.4\n", "early.cfg")
 wait = began + 18 - time.time()
@@ -84,7 +92,17 @@ expect(losses("early") == losses("whole"), "expected the losses of the run that 
 
 ends("crash", 137, "start 1, on n[1-2]", "launch: crash 1, of at most 1: exit code 137 after", "PENDING, restart 1", "start 2, on n[1-2]",
      "resumed from", "after step 5", "train.max_restarts = 1: the end", "FAILED")
+took = re.search(r"exit code 137 after (\d+) s, and train.max_restarts", said("crash"))
+expect(took and int(took[1]) < 20, f"expected a lost rank to take the other with it within the 10 s of srun's --wait, got {took}")
 ends("mistake", 1, "absent.h5", "launch: exit code 1 before the first step: it would fail again", "FAILED")
 expect("start 2" not in said("mistake"), f"expected a mistake not to be repeated, got {said('mistake')}")
+
+# ---- a host whose munge is gone
+slurm.stop_munge()
+done = subprocess.run([PROGRAM, "launch", PLAIN, "--nodes", "2", "--ranks-per-node", "2", "--checkpoint.path", "no_munge"], env=env,
+                      capture_output=True, text=True, timeout=60)
+ours = [line for line in done.stderr.splitlines() if line.startswith("transmamba: ")]
+expect(done.returncode == 1 and len(ours) == 1 and f"sbatch on {socket.gethostname()}: " in ours[0] and "start munged" in ours[0],
+       f"without munge: expected one line that says so, got {done}")
 print(f"after {time.time() - began:.0f} s; stopped after step {saved and saved[1]}")
 finish("SLURM")

@@ -2,6 +2,7 @@
 sandbox.enter(*slurm.PROGRAMS) first: ports, sockets and daemons are the sandbox's."""
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -80,3 +81,10 @@ def start():
             sys.exit(f"FAILED: the nodes are not idle after 20 s: {logs}")
         time.sleep(0.1)
     return began
+
+
+def stop_munge():
+    os.kill(int(Path("/run/munge/pid").read_text()), signal.SIGTERM)
+    until = time.time() + 10
+    while Path("/run/munge/munge.socket.2").exists() and time.time() < until:
+        time.sleep(0.01)
