@@ -15,7 +15,7 @@ namespace {
 namespace fs = std::filesystem;
 constexpr std::string_view kWhere = "checkpoint";
 constexpr std::chrono::seconds kFolderTime{30};  // for one that rank 0 makes to be seen on other hosts
-constexpr std::chrono::seconds kTrialTime{5};    // the same, where each look asks the file system anew
+constexpr std::chrono::seconds kTrialTime{3};    // the same, where each look asks the file system anew
 
 /// Opens the folder first: a network file system may remember for a while that it has no such name.
 bool is_seen(const fs::path& entry) {

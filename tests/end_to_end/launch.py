@@ -50,6 +50,29 @@ expect(len(ours) == 2 and all(re.fullmatch(rf"launch: exit code 137 after \d+\.\
                               for i, line in enumerate(ours)), f"expected two restarts to be announced, got {ours}")
 expect(losses("killed") == losses("whole"), "expected the same losses, to the bit, as without the crashes")
 
+# ---- Ctrl-C: all ranks save and end, and none is started again; a second one ends them at once, here in a step of a minute
+for name, code, fault in [("once", 75, []), ("twice", 1, ["--fault.kind", "slow", "--fault.step", 20, "--fault.seconds", 60])]:
+    words = ["--train.steps", 10000, "--model.hidden_size", 32, "--checkpoint.path", name, "--train.max_restarts", 3, *fault]
+    process = subprocess.Popen([PROGRAM, "launch", "run.cfg", "--local", *map(str, words)], env=ENVIRONMENT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in iter(process.stdout.readline, ""):
+        if re.match(r"step +19/", line):
+            break
+    ranks = ranks_of_launch(process)
+    process.send_signal(signal.SIGINT)
+    if name == "twice":
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+    start = time.time()
+    out, err = process.communicate(timeout=60)
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks) and time.time() < start + 10:
+        time.sleep(0.01)
+    took = time.time() - start
+    expect(len(ranks) == 2 and process.returncode == code and took < 5 and "launch: " not in err,
+           f"{name}: expected two ranks to end soon, with {code} and no restart, got {process.returncode} after {took:.1f} s: {err}")
+    expect(("stopped by a signal after step" in out) == (name == "once"), f"{name}: expected only the first signal to save, got {out[-500:]}")
+    print(f"Ctrl-C {name}: {process.returncode} after {took:.1f} s", flush=True)
+
 # ---- mistakes are not repeated, and have one line
 start = time.time()
 restarts = ["--local", "--checkpoint.path", "wrong", "--train.max_restarts", 5]

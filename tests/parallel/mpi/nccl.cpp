@@ -284,7 +284,7 @@ void run(const Process& process, const std::string& what) {
   TrainConfig config;
   config.device = "cuda", config.dtype = "float32";
   Session session(config, process);
-  const auto world = session.world(process, what == "timeout" ? 2 : 60);
+  const auto world = session.world(process, what == "timeout" ? 3 : 60);
   if (what == "contract") {
     for (const auto& [name, test] : kTests) {
       (Test(session.context(), *world).*test)();

@@ -94,7 +94,7 @@ void run(const Process& process, bool is_late) {
   TrainConfig config;
   config.device = "cuda", config.dtype = "float32";
   Session session(config, process);
-  const auto world = session.world(process, is_late ? 2 : 60);
+  const auto world = session.world(process, is_late ? 3 : 60);
   world->open_window(2 * 4 * Test::kCount + 512);
   check(world->window(), "window", "there is none between {} ranks of one host", world->size());
   const Test test(session.context(), *world);
