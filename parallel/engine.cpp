@@ -34,7 +34,7 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
 
 void Engine::open_ways() {
   const ModelConfig& m = config_.model;
-  const std::int64_t b = config_.train.micro_batch, t = config_.train.seq_len / mesh().cp().size();
+  const std::int64_t b = config_.train.micro_batch, t = model_.sequence(config_.train.seq_len).tokens();
   const bool by_copies = context_.stream.device == Device::cuda && config_.parallel.copy_engines;
   open_transfers(
       mesh(), by_copies ? TokenShard(mesh().tp(), b * t).rows * m.hidden_size * size_of(context_.dtype) : 0);

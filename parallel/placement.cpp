@@ -51,15 +51,22 @@ double seconds(const Config& c, const Machine& machine, const ContextLayout& lay
   return sum;
 }
 
-/// Even ranks are not worth what they say to each other more: where a plain layout is quicker, that one.
+/// Even ranks are not worth what they say to each other more: where a plain layout is quicker, that one, or
+/// one run a rank of different lengths.
 ContextLayout quickest(const Config& c, const Machine& machine) {
   ContextLayout best = balance_mixers(c, machine);
   const std::int64_t length = c.train.seq_len, cp = c.parallel.cp;
+  double quickest = seconds(c, machine, best);
+  const auto consider = [&](ContextLayout other) {
+    const double then = seconds(c, machine, other);
+    if (then < (1 - 1e-9) * quickest) quickest = then, best = std::move(other);
+  };
   for (const char* name : {"contiguous", "zigzag", "striped"}) {
-    if (length % (name == std::string_view("zigzag") ? 2 * cp : cp) != 0) continue;
-    ContextLayout other = make_layout(name, length, cp, 0, {});
-    if (seconds(c, machine, other) < (1 - 1e-9) * seconds(c, machine, best)) best = std::move(other);
+    if (length % (name == std::string_view("zigzag") ? 2 * cp : cp) == 0)
+      consider(make_layout(name, length, cp, 0, {}));
   }
+  consider(
+      even_runs(cp, token_costs(c.model, resolve_transpoints(c.model, length), machine, length, cp > 1)));
   return best;
 }
 

@@ -57,11 +57,16 @@ std::int64_t snake(std::int64_t i, std::int64_t cp) {
 
 }  // namespace
 
-std::int64_t ContextLayout::tokens_per_rank() const {
+std::int64_t ContextLayout::tokens_of(std::size_t rank) const {
   std::int64_t tokens = 0;
-  if (!segments.empty())
-    for (const Segment& segment : segments.front()) tokens += segment.size();
+  for (const Segment& segment : segments[rank]) tokens += segment.size();
   return tokens;
+}
+
+std::int64_t ContextLayout::most_tokens() const {
+  std::int64_t most = 0;
+  for (std::size_t rank = 0; rank < segments.size(); ++rank) most = std::max(most, tokens_of(rank));
+  return most;
 }
 
 void check_layout(const std::string& name, std::int64_t seq_len, std::int64_t cp, std::int64_t chunk) {
@@ -122,11 +127,34 @@ ContextLayout balanced_layout(std::int64_t seq_len, std::int64_t cp, const PartC
               [&](std::int64_t i) { return best.owner[static_cast<std::size_t>(i)]; });
 }
 
+ContextLayout even_runs(std::int64_t cp, std::span<const double> cost) {
+  constexpr std::int64_t kMostGrain = 128;
+  const auto length = static_cast<std::int64_t>(cost.size());
+  check_layout("balanced", length, cp, 0);
+  std::int64_t grain = 1;
+  while (grain < kMostGrain && 128 * grain * cp <= length) grain *= 2;
+  const double whole = std::accumulate(cost.begin(), cost.end(), 0.0);
+  ContextLayout layout;
+  double before = 0;  // cost of the tokens before `end`
+  for (std::int64_t rank = 0, begin = 0, end = 0; rank < cp; begin = end, ++rank) {
+    const std::int64_t last = length - (cp - 1 - rank) * grain;  // some are left for later ranks
+    const double wanted = whole * static_cast<double>(rank + 1) / static_cast<double>(cp);
+    do {
+      const std::int64_t next = std::min(end + grain, length);
+      const double then = std::accumulate(&cost[0] + end, &cost[0] + next, before);
+      if (end > begin && rank + 1 < cp && std::abs(then - wanted) >= std::abs(before - wanted)) break;
+      before = then, end = next;
+    } while (rank + 1 == cp ? end < length : end + grain <= last);
+    layout.segments.push_back({{begin, end}});
+  }
+  return layout;
+}
+
 double imbalance(const ContextLayout& layout, std::span<const double> cost) {
-  check(layout.tokens_per_rank() * static_cast<std::int64_t>(layout.segments.size()) ==
-            static_cast<std::int64_t>(cost.size()),
-        kWhere, "imbalance: a layout of {} x {} tokens and the cost of {}", layout.segments.size(),
-        layout.tokens_per_rank(), cost.size());
+  std::int64_t tokens = 0;
+  for (std::size_t rank = 0; rank < layout.segments.size(); ++rank) tokens += layout.tokens_of(rank);
+  check(tokens == static_cast<std::int64_t>(cost.size()), kWhere,
+        "imbalance: a layout of {} tokens and the cost of {}", tokens, cost.size());
   double largest = 0, total = 0;
   for (const std::vector<Segment>& mine : layout.segments) {
     double sum = 0;

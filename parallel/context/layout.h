@@ -16,11 +16,12 @@ struct Segment {
   bool operator==(const Segment&) const = default;
 };
 
-/// segments[rank]: in ascending order, never two that touch, none empty. Every rank holds the same number of
-/// tokens, and every token has one rank.
+/// segments[rank]: in ascending order, never two that touch, none empty. Every token has one rank, and every
+/// rank has some.
 struct ContextLayout {
   std::vector<std::vector<Segment>> segments;
-  std::int64_t tokens_per_rank() const;
+  std::int64_t tokens_of(std::size_t rank) const;
+  std::int64_t most_tokens() const;  ///< of a rank; all have as many but in even_runs()
   bool operator==(const ContextLayout&) const = default;
 };
 
@@ -43,6 +44,11 @@ using PartCosts = std::function<std::vector<double>(Segment)>;
 /// `segment`: what a segment costs its rank beside its tokens, by part; empty: nothing.
 ContextLayout balanced_layout(std::int64_t seq_len, std::int64_t cp, const PartCosts& cost,
                               const std::vector<double>& segment = {});
+
+/// One run a rank, in order, as long as makes all ranks' sums of `cost` (one number >= 0 a token) about
+/// equal: ranks hold different numbers of tokens. Runs end at multiples of up to 128 tokens, which kernels
+/// like.
+ContextLayout even_runs(std::int64_t cp, std::span<const double> cost);
 
 /// Throws make_layout's Error, without the work.
 void check_layout(const std::string& name, std::int64_t seq_len, std::int64_t cp, std::int64_t chunk);

@@ -2,10 +2,10 @@
 
 namespace transmamba {
 
-Sequence::Sequence(Communicator& cp, const ContextLayout& layout)
-    : cp_(&cp), tokens_(layout.tokens_per_rank()), mine_(layout.segments.size()) {
+Sequence::Sequence(Communicator& cp, const ContextLayout& layout) : cp_(&cp), mine_(layout.segments.size()) {
   check(static_cast<int>(layout.segments.size()) == cp.size(), "context",
         "a layout for {} ranks on a group of {}", layout.segments.size(), cp.size());
+  tokens_ = layout.tokens_of(static_cast<std::size_t>(cp.rank()));
   for (std::size_t rank = 0; rank < layout.segments.size(); ++rank) {
     std::int64_t offset = 0;
     int index = 0;

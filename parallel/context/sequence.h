@@ -26,7 +26,7 @@ class Sequence {
 
   Communicator& cp() const { return *cp_; }
   std::int64_t length() const { return length_; }            ///< T
-  std::int64_t tokens() const { return tokens_; }            ///< of each rank
+  std::int64_t tokens() const { return tokens_; }            ///< of this rank
   const std::vector<Part>& parts() const { return parts_; }  ///< of all ranks, in order of time
   /// This rank's, in order of time, with their place in parts().
   const std::vector<std::size_t>& mine() const { return mine_[static_cast<std::size_t>(cp_->rank())]; }

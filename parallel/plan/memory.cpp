@@ -21,11 +21,12 @@ struct Sizes {
   double b, t, d, h, n, p, f, V, w, tp, cp;
   Recompute recompute;
   bool has_workspaces, deterministic;
-  explicit Sizes(const Config& c)
+  /// `tokens`: of a sequence, on this context rank.
+  Sizes(const Config& c, std::int64_t tokens)
       : T(element_bytes(c)),
         S(statistics_bytes(c)),
         b(real(c.train.micro_batch)),
-        t(real(c.train.seq_len) / real(c.parallel.cp)),
+        t(real(tokens)),
         d(real(c.model.hidden_size)),
         h(real(c.model.num_heads) / real(c.parallel.tp)),
         n(real(c.model.qk_head_dim)),
@@ -189,7 +190,7 @@ LayerBytes stage_bytes(const Sizes& z, const Config& config, const Stage& stage,
 
 /// Of stage_parameters(), those that are no matrices: convolutions, norms, biases, A_log, D.
 double small_parameters(const Config& config, const Stage& stage) {
-  const Sizes z(config);
+  const Sizes z(config, 0);
   double count = stage.is_last ? z.d : 0;
   for (std::int64_t i = stage.begin; i < stage.end; ++i)
     count += z.d + (config.model.kind(i) == 'T' ? (z.w + 1) * z.channels() + z.h * (z.p + 3) : 0);
@@ -218,7 +219,7 @@ double stage_parameters(const Config& config, const Stage& stage) {
 std::vector<Memory> predict_memory(const Config& config, const std::vector<std::int64_t>& transpoints,
                                    const ContextLayout& layout, const std::vector<Stage>& stages,
                                    const Schedule& schedule) {
-  const Sizes z(config);
+  const Sizes z(config, layout.most_tokens());
   std::vector<LayerBytes> bytes;
   for (const Stage& stage : stages) bytes.push_back(stage_bytes(z, config, stage, transpoints, layout));
 

@@ -29,7 +29,7 @@ struct LayoutChoice {
   std::string problem;       ///< why it cannot be used; empty: it can
   std::size_t segments = 0;  ///< of the rank with most
   double imbalance = 1;      ///< busiest rank's cost over the mean, all layers together
-  double waiting = 1;        ///< the same if in every mixer all waited for the busiest (an upper bound)
+  double waiting = 1;        ///< of the slowest rank over the mean, with what ranks wait for each other
 };
 
 /// Seconds of a step; they add up to total().

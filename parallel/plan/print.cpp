@@ -72,7 +72,7 @@ std::string context(const Plan& plan) {
     text += '\n';
   }
   text +=
-      "  all layouts: busiest rank / mean over all layers; and if in every mixer all waited for the busiest\n"
+      "  all layouts: busiest rank / mean over all layers; and the slowest, which waits for others, / mean\n"
       "  layout      segments  busiest/mean  waiting\n";
   for (const LayoutChoice& choice : plan.layouts)
     text += choice.problem.empty() ? fmt::format("  {:<10}  {:>8}  {:>12.4f}  {:>7.4f}\n", choice.name,

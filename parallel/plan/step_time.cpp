@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 
 namespace transmamba {
 namespace {
@@ -10,7 +11,7 @@ double real(std::int64_t x) { return static_cast<double>(x); }
 
 Recompute again(const Config& c) { return recompute_of(c.train.recompute); }
 
-/// Tokens of a micro-batch on one context rank.
+/// Tokens of a micro-batch on one context rank, in the mean.
 double rank_tokens(const Config& c) {
   return real(c.train.micro_batch) * real(c.train.seq_len) / real(c.parallel.cp);
 }
@@ -32,17 +33,112 @@ struct TokenTransfers {
   }
 };
 
-/// The mixing of one sequence, for each context rank.
+/// What in a mixer depends on a rank's segments, for each context rank: the mixing of a micro-batch and what
+/// more than one segment adds to the convolution's calls, of which mixer_rest_seconds() counts one.
 std::vector<Seconds> mixing_by_rank(const RankShare& share, std::int64_t transpoint) {
   const Config& c = share.config;
+  const OpCost& conv = share.machine.qkv_conv;
   std::vector<Seconds> by_rank;
   for (const std::vector<Segment>& mine : share.layout.segments) {
-    Seconds& sum = by_rank.emplace_back();
+    Seconds sum;
     for (const Segment& s : mine)
       sum += mixing_seconds(c.model, share.machine, transpoint, c.train.seq_len, s.begin, s.end,
                             c.parallel.tp, c.parallel.cp > 1, again(c));
+    by_rank.push_back(sum * real(c.train.micro_batch));
+    by_rank.back() += Seconds{conv.call, conv.call_backward} * (real(std::ssize(mine)) - 1);
   }
   return by_rank;
+}
+
+Seconds mean_of(const std::vector<Seconds>& by_rank) {
+  const Seconds sum = std::accumulate(by_rank.begin(), by_rank.end(), Seconds{},
+                                      [](Seconds a, const Seconds& b) { return a += b; });
+  return sum * (1 / real(std::ssize(by_rank)));
+}
+
+/// Ranks in an order, and for each rank how many of the first of them it needs something of.
+struct Needs {
+  std::vector<std::size_t> order, first;
+  /// `first_place` of a rank before `last_place` of another: that one needs it.
+  Needs(const std::vector<std::int64_t>& first_place, const std::vector<std::int64_t>& last_place)
+      : order(first_place.size()), first(first_place.size()) {
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return first_place[a] < first_place[b]; });
+    for (std::size_t r = 0; r < first.size(); ++r)
+      first[r] = static_cast<std::size_t>(std::count_if(first_place.begin(), first_place.end(),
+                                                        [&](std::int64_t p) { return p < last_place[r]; }));
+  }
+  /// Each rank waits until those that it needs are as far.
+  void wait(std::vector<double>& time) const {
+    std::vector<double> latest(order.size() + 1, 0.0);  // of the first i ranks in the order
+    for (std::size_t i = 0; i < order.size(); ++i) latest[i + 1] = std::max(latest[i], time[order[i]]);
+    for (std::size_t r = 0; r < time.size(); ++r) time[r] = std::max(time[r], latest[first[r]]);
+  }
+};
+
+/// Kernels of a micro-batch until the last context rank is through. In a mixer a rank waits for those with
+/// tokens before its last segment, backwards for those with tokens after its first: with a run each, ranks
+/// may be ahead of those after them, and what one layer costs a rank more another may save it.
+double pass_seconds(const RankShare& share, std::span<const std::int64_t> transpoints,
+                    const std::map<std::int64_t, std::vector<Seconds>>& mixing) {
+  const Config& c = share.config;
+  const std::size_t ranks = share.layout.segments.size();
+  std::vector<double> portion;  // of the mean number of tokens
+  std::vector<std::int64_t> first, last, minus_first, minus_last;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    portion.push_back(real(share.layout.tokens_of(r)) * real(c.parallel.cp) / real(c.train.seq_len));
+    first.push_back(share.layout.segments[r].front().begin), minus_first.push_back(-first.back());
+    last.push_back(share.layout.segments[r].back().begin), minus_last.push_back(-last.back());
+  }
+  const Needs earlier(first, last), later(minus_last, minus_first);
+  const Seconds rest = mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c));
+  const Seconds mlp = mlp_time(share).compute;
+  std::vector<double> time(ranks, 0.0);
+  const auto add = [&](double seconds) {
+    for (std::size_t r = 0; r < ranks; ++r) time[r] += seconds * portion[r];
+  };
+  const auto mix = [&](std::int64_t transpoint, double Seconds::*direction, const Needs& needs) {
+    const std::vector<Seconds>& by_rank = mixing.at(transpoint);
+    for (std::size_t r = 0; r < ranks; ++r) time[r] += by_rank[r].*direction;
+    needs.wait(time);
+  };
+  const Seconds embedding = embedding_time(share).compute, head = head_time(share).compute;
+  add(embedding.forward);
+  std::size_t mixer = 0;
+  for (std::int64_t i = 0; i < c.model.num_layers; ++i)
+    if (c.model.kind(i) == 'T')
+      add(rest.forward), mix(transpoints[mixer++], &Seconds::forward, earlier);
+    else
+      add(mlp.forward);
+  add(head.total());
+  for (std::int64_t i = c.model.num_layers; i-- > 0;)
+    if (c.model.kind(i) == 'T')
+      add(rest.backward), mix(transpoints[--mixer], &Seconds::backward, later);
+    else
+      add(mlp.backward);
+  add(embedding.backward);
+  return *std::max_element(time.begin(), time.end());
+}
+
+/// Kernels of a micro-batch where nobody waits, in the mean of the context ranks.
+double even_seconds(const RankShare& share, std::span<const std::int64_t> transpoints,
+                    const std::map<std::int64_t, std::vector<Seconds>>& mixing) {
+  const Config& c = share.config;
+  const double rest =
+      mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c)).total();
+  double sum = embedding_time(share).compute.total() + head_time(share).compute.total() +
+               mlp_time(share).compute.total() * real(c.model.num_layers - c.model.num_mixers());
+  for (const std::int64_t transpoint : transpoints) sum += rest + mean_of(mixing.at(transpoint)).total();
+  return sum;
+}
+
+std::map<std::int64_t, std::vector<Seconds>> all_mixing(const RankShare& share,
+                                                        std::span<const std::int64_t> transpoints) {
+  std::map<std::int64_t, std::vector<Seconds>> mixing;  // many layers share a TransPoint
+  for (const std::int64_t transpoint : transpoints)
+    if (!mixing.contains(transpoint)) mixing[transpoint] = mixing_by_rank(share, transpoint);
+  return mixing;
 }
 
 std::size_t most_segments(const ContextLayout& layout) {
@@ -108,24 +204,6 @@ double element_bytes(const Config& config) {
 }
 double statistics_bytes(const Config& config) { return config.train.dtype == "float64" ? 8 : 4; }
 
-LayerTime mixer_time(const RankShare& share, std::int64_t transpoint) {
-  const Config& c = share.config;
-  Seconds busiest;
-  for (const Seconds& mixing : mixing_by_rank(share, transpoint))
-    if (mixing.total() > busiest.total()) busiest = mixing;
-  LayerTime time;
-  time.compute = mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c));
-  time.compute += busiest * real(c.train.micro_batch);
-  const double segments = real(static_cast<std::int64_t>(most_segments(share.layout)));
-  const OpCost& conv = share.machine.qkv_conv;  // of which mixer_rest_seconds() counts one call
-  time.compute += Seconds{conv.call, conv.call_backward} * (segments - 1);
-  const double heads = real(c.model.num_heads) / real(c.parallel.tp), n = real(c.model.qk_head_dim),
-               p = real(c.model.v_head_dim);
-  time.tp = layer_tp_seconds(share, heads * (2 * n + 2 * p + 1), heads * p);
-  time.cp = cp_seconds(share, transpoint);
-  return time;
-}
-
 LayerTime mlp_time(const RankShare& share) {
   const Config& c = share.config;
   const double ffn = real(c.model.ffn_hidden_size) / real(c.parallel.tp);
@@ -161,35 +239,43 @@ double transfer_time(const RankShare& share) {
 }
 
 std::vector<LayerTime> layer_times(const RankShare& share, std::span<const std::int64_t> transpoints) {
-  std::map<std::int64_t, LayerTime> mixers;  // many layers share a TransPoint
-  for (const std::int64_t transpoint : transpoints)
-    if (!mixers.contains(transpoint)) mixers[transpoint] = mixer_time(share, transpoint);
+  const Config& c = share.config;
+  const auto mixing = all_mixing(share, transpoints);
+  // What ranks wait for each other counts where mixers are uneven.
+  double uneven = 0;
+  std::map<std::int64_t, double> excess;  // of the busiest rank, over the mean
+  for (const auto& [transpoint, by_rank] : mixing) {
+    double most = 0;
+    for (const Seconds& seconds : by_rank) most = std::max(most, seconds.total());
+    excess[transpoint] = most - mean_of(by_rank).total();
+  }
+  for (const std::int64_t transpoint : transpoints) uneven += excess[transpoint];
+  const double waited = pass_seconds(share, transpoints, mixing) - even_seconds(share, transpoints, mixing);
+
+  std::map<std::int64_t, LayerTime> mixers;
+  const double heads = real(c.model.num_heads) / real(c.parallel.tp), n = real(c.model.qk_head_dim),
+               p = real(c.model.v_head_dim);
+  for (const auto& [transpoint, by_rank] : mixing) {
+    LayerTime& time = mixers[transpoint];
+    const Seconds mean = mean_of(by_rank);
+    const double more = uneven > 0 ? std::max(waited, 0.0) * excess[transpoint] / uneven : 0;
+    time.compute = mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c));
+    time.compute += mean.total() > 0 ? mean * (1 + more / mean.total()) : mean;
+    time.tp = layer_tp_seconds(share, heads * (2 * n + 2 * p + 1), heads * p);
+    time.cp = cp_seconds(share, transpoint);
+  }
   const LayerTime mlp = mlp_time(share);
   std::vector<LayerTime> times;
   std::size_t mixer = 0;
-  for (std::int64_t i = 0; i < share.config.model.num_layers; ++i)
-    times.push_back(share.config.model.kind(i) == 'T' ? mixers[transpoints[mixer++]] : mlp);
+  for (std::int64_t i = 0; i < c.model.num_layers; ++i)
+    times.push_back(c.model.kind(i) == 'T' ? mixers[transpoints[mixer++]] : mlp);
   return times;
 }
 
 double waiting_imbalance(const RankShare& share, std::span<const std::int64_t> transpoints) {
-  const auto ranks = static_cast<double>(share.layout.segments.size());
-  const double batch = real(share.config.train.micro_batch);
-  double longest = 0, mean = 0;
-  for (const LayerTime& layer : layer_times(share, transpoints)) longest += layer.compute.total();
-  longest += embedding_time(share).compute.total() + head_time(share).compute.total();
-  mean = longest;
-  std::map<std::int64_t, double> excess;
-  for (const std::int64_t transpoint : transpoints) {
-    if (!excess.contains(transpoint)) {
-      double most = 0, sum = 0;
-      for (const Seconds& mixing : mixing_by_rank(share, transpoint))
-        most = std::max(most, mixing.total()), sum += mixing.total();
-      excess[transpoint] = batch * (most - sum / ranks);
-    }
-    mean -= excess[transpoint];
-  }
-  return mean > 0 ? longest / mean : 1;
+  const auto mixing = all_mixing(share, transpoints);
+  const double mean = even_seconds(share, transpoints, mixing);
+  return mean > 0 ? pass_seconds(share, transpoints, mixing) / mean : 1;
 }
 
 }  // namespace transmamba

@@ -31,18 +31,18 @@ struct RankShare {
   const ContextLayout& layout;
 };
 
-/// One micro-batch through a mixer with this TransPoint, on the context rank that takes longest.
-LayerTime mixer_time(const RankShare& share, std::int64_t transpoint);
+/// Of one micro-batch, in the mean of the context ranks.
 LayerTime mlp_time(const RankShare& share);
 LayerTime embedding_time(const RankShare& share);
 LayerTime head_time(const RankShare& share);
 /// What one stage of a pipeline hands to the next. `parallel` is resolved.
 double transfer_time(const RankShare& share);
-/// Of every layer in order; `transpoints`: one a mixer.
+/// Of every layer in order; `transpoints`: one a mixer. What context ranks wait for each other is mixers'
+/// time.
 std::vector<LayerTime> layer_times(const RankShare& share, std::span<const std::int64_t> transpoints);
 
-/// Busiest context rank's mixing over the mean, as if in every mixer all waited for the busiest: 1 is
-/// perfect. What does not depend on positions counts as evenly dealt.
+/// Kernels of a micro-batch until the last context rank is through, over the mean of the ranks': 1 is
+/// perfect.
 double waiting_imbalance(const RankShare& share, std::span<const std::int64_t> transpoints);
 
 /// Bytes of an element of train.dtype, and of its statistics' type S (kernels/types.h).

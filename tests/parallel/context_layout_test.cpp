@@ -34,7 +34,7 @@ ContextLayout layout(const std::string& name, std::int64_t tokens, std::int64_t 
 /// Every token has one rank, every rank as many tokens, and segments ascend without touching.
 void expect_partition(const ContextLayout& dealt, std::int64_t tokens, std::int64_t cp) {
   ASSERT_EQ(static_cast<std::int64_t>(dealt.segments.size()), cp);
-  EXPECT_EQ(dealt.tokens_per_rank(), tokens / cp);
+  EXPECT_EQ(dealt.most_tokens(), tokens / cp);
   std::vector<int> owners(static_cast<std::size_t>(tokens), 0);
   for (const auto& mine : dealt.segments) {
     std::int64_t count = 0, last = -1;
@@ -116,6 +116,31 @@ TEST(ContextLayout, BalancedIsNeverWorseThanContiguous) {
     EXPECT_LE(imbalance(make_layout("balanced", tokens, cp, 0, cost), cost),
               imbalance(make_layout("contiguous", tokens, cp, 0, cost), cost) + 1e-9);
   }
+}
+
+TEST(ContextLayout, EvenRunsCostTheSameAndLeaveNoRankWithoutTokens) {
+  std::mt19937 random(7);
+  for (int trial = 0; trial < 100; ++trial) {
+    const std::int64_t cp = 1 + random() % 8, tokens = cp * (1 + random() % 500);
+    std::vector<double> cost(static_cast<std::size_t>(tokens));
+    for (double& c : cost) c = trial % 10 == 0 ? 0 : static_cast<double>(random() % 100);
+    const ContextLayout runs = even_runs(cp, cost);
+    ASSERT_EQ(std::ssize(runs.segments), cp);
+    std::int64_t end = 0;
+    for (const auto& mine : runs.segments) {
+      ASSERT_EQ(mine.size(), 1U);
+      EXPECT_EQ(mine[0].begin, end);
+      EXPECT_GT(mine[0].size(), 0);
+      end = mine[0].end;
+    }
+    EXPECT_EQ(end, tokens);
+  }
+  const std::vector<double> prefix = attention(8192, 2048);
+  const ContextLayout runs = even_runs(4, prefix);
+  EXPECT_LT(imbalance(runs, prefix), 1.05);
+  EXPECT_GT(imbalance(layout("contiguous", 8192, 4), prefix), 1.9);
+  for (const auto& mine : runs.segments) EXPECT_EQ(mine[0].begin % 16, 0);
+  EXPECT_EQ(even_runs(4, uniform(8192)), layout("contiguous", 8192, 4));
 }
 
 TEST(ContextLayout, ZigzagIsEvenOnlyWhereAllTokensAttend) {

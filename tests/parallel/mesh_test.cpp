@@ -7,6 +7,8 @@
 #include <ostream>
 
 #include "core/transpoint.h"
+#include "parallel/placement.h"
+#include "tests/core/files.h"
 #include "tests/parallel/worlds.h"
 
 namespace transmamba {
@@ -108,6 +110,27 @@ class Meshes : public ::testing::TestWithParam<Share> {};
 TEST_P(Meshes, TrainLikeOneRank) {
   static const Observed serial = train(awkward(), {});
   expect_equal(train(awkward(), GetParam()), serial, 1e-10);
+}
+
+/// Where calls are dear, balanced deals a run a rank, and runs are shorter where attention is.
+TEST(MeshesOfUnevenRuns, TrainLikeOneRank) {
+  const testing::Folder folder;
+  Machine machine = Machine::builtin_cpu();
+  machine.attention.forward *= 1e6, machine.attention.backward *= 1e6;
+  machine.qkv_conv.call = 0.1;
+  machine.save(folder / "machine.json");
+  Config c = awkward();
+  c.model.transpoints = "16,13,9";
+  c.parallel.machine = folder / "machine.json";
+  const Observed serial = train(c, {}, 1);
+  for (const Share& share : {Share{1, 2, 1, 1}, {2, 2, 1, 1}, {1, 2, 2, 1}, {1, 4, 1, 1}, {1, 4, 1, 2}}) {
+    SCOPED_TRACE(name_of(share));
+    Config shared = c;
+    shared.parallel.cp = share.cp;
+    const ContextLayout layout = plan_layout(shared, machine);
+    EXPECT_LT(layout.tokens_of(0), layout.most_tokens()) << "of runs as long as each other nothing is learnt";
+    expect_equal(train(c, share, 1), serial, 1e-10);
+  }
 }
 
 const auto kName = [](const ::testing::TestParamInfo<Share>& info) { return name_of(info.param); };

@@ -48,6 +48,43 @@ TEST(Plan, BalancesV9OnEveryMachine) {
   }
 }
 
+TEST(Plan, DealsRunsOfDifferentLengthsWhereSegmentsCostMoreThanTheyBalance) {
+  const auto plan_of = [](const char* layout) {
+    return make_plan(
+        paper({"--parallel.cp", "2", "--train.seq_len", "32768", "--parallel.cp_layout", layout}), 2,
+        Machine::builtin_h200());
+  };
+  const Plan balanced = plan_of("balanced");
+  ASSERT_EQ(balanced.layout.segments[0].size(), 1U);
+  EXPECT_LT(balanced.layout.tokens_of(0), balanced.layout.tokens_of(1)) << "the first rank attends";
+  for (const char* layout : {"contiguous", "zigzag", "striped"})
+    EXPECT_LT(balanced.step.total(), plan_of(layout).step.total()) << layout;
+}
+
+/// Two mixers over two ranks of a run each: what the second rank waits for in one it has had time for in the
+/// other. With two segments each, both wait in both.
+TEST(Plan, CountsNoWaitingForARankThatIsAhead) {
+  Machine machine = Machine::builtin_cpu();
+  for (OpCost* op : {&machine.scan, &machine.summary, &machine.qkv_conv, &machine.norm, &machine.gated_norm,
+                     &machine.rotation, &machine.copy, &machine.embedding, &machine.cross_entropy})
+    *op = {};
+  machine.gemm_call = machine.gemm_byte = 0, machine.gemm_flop = 1e-12;
+  const Config config =
+      small({"--parallel.cp", "2", "--train.seq_len", "1024", "--model.num_layers", "2",
+             "--model.layer_pattern", "T", "--model.transpoints", "0,512", "--train.micro_batch", "1"});
+  const auto transpoints = std::vector<std::int64_t>{0, 512};
+  const auto waiting = [&](const ContextLayout& layout, std::int64_t first, std::int64_t second) {
+    const std::vector<std::int64_t> order{first, second};
+    return waiting_imbalance({config, machine, layout}, order);
+  };
+  // The first rank is always busier: the second only waits for it to end.
+  const ContextLayout runs{{{{0, 512}}, {{512, 1024}}}}, fewer{{{{0, 448}}, {{448, 1024}}}};
+  EXPECT_GT(waiting(runs, 0, 512), 1.01);
+  EXPECT_LT(waiting(fewer, 0, 512), waiting(runs, 0, 512));
+  const ContextLayout mixed{{{{0, 448}, {960, 1024}}, {{448, 960}}}};
+  EXPECT_GT(waiting(mixed, 0, 512), waiting(fewer, 0, 512));
+}
+
 TEST(Plan, SaysWhichLayoutsTheLengthDoesNotAllow) {
   const Plan plan =
       make_plan(small({"--parallel.cp", "4", "--train.seq_len", "516"}), 4, Machine::builtin_cpu());
