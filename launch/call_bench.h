@@ -41,9 +41,11 @@ struct CallTime {
 class CallBench {
  public:
   /// Calls of `group` on `x` and `y`, of one size, context's type and 1-D. `everyone`: the ranks that measure
-  /// at the same time, each in a group of its own; the slowest counts. A collective call of all of them.
+  /// at the same time, each in a group of its own; the slowest counts. Exchanges and messages go by copy
+  /// engines where `by_copies` and these can (open_window), as in training, which takes as much memory again
+  /// for each. A collective call of all of them.
   CallBench(const Context& context, Communicator& group, Communicator& everyone, const Tensor& x,
-            const Tensor& y);
+            const Tensor& y, bool by_copies);
   /// The next size from `bytes` on that can be shared out among the ranks.
   std::int64_t fitting(std::int64_t bytes) const;
   // Collective calls of everyone, with a size that fits.
@@ -64,6 +66,7 @@ class CallBench {
   const Context& context_;
   Communicator &group_, &everyone_;
   const Tensor x_, y_;
+  Tensor arriving_;  // of an exchange: y, or in the group's window
   const std::unique_ptr<BareCalls> bare_;
 };
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "core/random.h"
+#include "core/transpoint.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
 #include "kernels/cross_entropy.h"
@@ -38,14 +40,22 @@ class Bench {
     std::int64_t most = config.train.micro_batch * config.train.seq_len;
     if (!on_gpu) most = std::min(most, kMostTokens);
     // The second size is not fitted but predicted.
-    tokens_ = {std::max<std::int64_t>(1, most / (on_gpu ? 16 : 8)), std::max<std::int64_t>(1, most / 2),
-               most};
+    const auto sizes = [](std::int64_t of, std::int64_t parts) {
+      return Sizes{std::max<std::int64_t>(1, of / parts), std::max<std::int64_t>(1, of / 2), of};
+    };
+    tokens_ = sizes(most, on_gpu ? 16 : 8);
+    // Attention sees no more than a prefix of each sequence.
+    batch_ = on_gpu ? config.train.micro_batch : 1;
+    const std::vector<std::int64_t> prefixes = resolve_transpoints(m_, config.train.seq_len);
+    std::int64_t longest = prefixes.empty() ? 0 : *std::max_element(prefixes.begin(), prefixes.end());
+    if (longest == 0) longest = config.train.seq_len;
+    prefixes_ = sizes(std::min(longest, most / batch_), 8);
   }
 
   void run(Machine& machine) {
     products(machine);
     const std::int64_t h = m_.num_heads, p = m_.v_head_dim, d = m_.hidden_size;
-    measure("attention", machine.attention, [&](std::int64_t t) { return attention_at(t); });
+    measure("attention", machine.attention, prefixes_, [&](std::int64_t t) { return attention_at(t); });
     measure("SSD scan", machine.scan, [&](std::int64_t t) { return scan_at(t); });
     measure("segment summary", machine.summary, [&](std::int64_t t) { return summary_at(t); });
     measure(
@@ -61,6 +71,7 @@ class Bench {
   }
 
  private:
+  using Sizes = std::array<std::int64_t, 3>;
   /// A kernel at one size. Without a backward there is nothing to measure. `rotated`: units of RoPE, too.
   struct Point {
     double units = 0;
@@ -77,6 +88,10 @@ class Bench {
   /// Fits `cost`; with `rotation` also what points of `rotated_at` cost beyond that.
   void measure(const char* name, OpCost& cost, const At& at, OpCost* rotation = nullptr,
                const At& rotated_at = nullptr) {
+    measure(name, cost, tokens_, at, rotation, rotated_at);
+  }
+  void measure(const char* name, OpCost& cost, const Sizes& tokens, const At& at, OpCost* rotation = nullptr,
+               const At& rotated_at = nullptr) {
     std::vector<std::vector<double>> rows, rows_back;
     std::vector<double> forward, backward;
     struct Try {
@@ -85,10 +100,10 @@ class Bench {
       bool back;
     };
     std::vector<Try> tries;
-    for (std::size_t i = 0; i < tokens_.size(); ++i)
+    for (std::size_t i = 0; i < tokens.size(); ++i)
       for (const At* kind : {&at, &rotated_at}) {
         if (!*kind) continue;
-        const Point point = (*kind)(tokens_[i]);
+        const Point point = (*kind)(tokens[i]);
         for (const bool back : {false, true}) {
           const std::function<void()>& kernel = back ? point.backward : point.forward;
           if (!kernel) continue;
@@ -96,7 +111,7 @@ class Bench {
           if (i == 1) {
             const std::string what =
                 fmt::format("{}{} {}, {} tokens", name, point.rotated > 0 ? " and RoPE" : "",
-                            back ? "backward" : "forward", tokens_[i]);
+                            back ? "backward" : "forward", tokens[i]);
             tries.push_back({{what, seconds, 0}, point.units, point.rotated, back});
             continue;
           }
@@ -140,7 +155,6 @@ class Bench {
         const double forward =
             time([&] { gemm({.a = x, .b = weight, .transpose_b = true, .c = y}, stream_); });
         const double to_input = time([&] { gemm({.a = y, .b = weight, .c = x}, stream_); });
-        fill({.value = 0.1, .y = x}, stream_), fill({.value = 0.1, .y = y}, stream_);
         const double to_weight =
             time([&] { gemm({.a = y, .transpose_a = true, .b = x, .c = dweight, .beta = 1}, stream_); });
         const auto M = static_cast<double>(t), N = static_cast<double>(w.out), K = static_cast<double>(w.in);
@@ -164,10 +178,35 @@ class Bench {
     }
   }
 
-  Tensor tensor(const Shape& shape, double value = 0.1) const { return filled(shape, context_.dtype, value); }
+  Tensor tensor(const Shape& shape) const { return noise(shape, context_.dtype); }
   /// Of type S.
-  Tensor tensor_s(const Shape& shape, double value = 0.1) const {
+  Tensor tensor_s(const Shape& shape) const { return noise(shape, context_.statistics()); }
+  Tensor tensor_s(const Shape& shape, double value) const {
     return filled(shape, context_.statistics(), value);
+  }
+  /// As training's: on numbers that are all the same a GPU's products draw less power, and run at a higher
+  /// clock.
+  Tensor noise(const Shape& shape, DType dtype) const {
+    constexpr std::int64_t kDrawn = 65537;  // then repeated: prime, so that no two rows are the same
+    const Tensor x = context_.empty(shape, dtype);
+    const View flat(x.view().raw(), dtype, {x.numel()});
+    std::int64_t done = std::min(kDrawn, x.numel());
+    const Tensor host = context_.empty_host({done}, dtype);
+    for (std::int64_t i = 0; i < done; ++i) {
+      const double value = 2 * uniform(0, stream_of("bench"), static_cast<std::uint64_t>(i)) - 1;
+      if (dtype == DType::bf16)
+        host.ptr<bfloat16>()[i] = to_bfloat16(static_cast<float>(value));
+      else if (dtype == DType::f32)
+        host.ptr<float>()[i] = static_cast<float>(value);
+      else
+        host.ptr<double>()[i] = value;
+    }
+    from_host(context_, host, flat.slice(0, 0, done));
+    for (; done < x.numel(); done *= 2) {
+      const std::int64_t more = std::min(done, x.numel() - done);
+      copy({.x = flat.slice(0, 0, more), .y = flat.slice(0, done, done + more)}, stream_);
+    }
+    return x;
   }
   Tensor filled(const Shape& shape, DType dtype, double value) const {
     const Tensor x = context_.empty(shape, dtype);
@@ -185,10 +224,10 @@ class Bench {
   }
 
   Point attention_at(std::int64_t t) const {
-    const Shape qk{1, t, m_.num_heads, m_.qk_head_dim}, pv{1, t, m_.num_heads, m_.v_head_dim};
+    const Shape qk{batch_, t, m_.num_heads, m_.qk_head_dim}, pv{batch_, t, m_.num_heads, m_.v_head_dim};
     const Tensor q = tensor(qk), k = tensor(qk), v = tensor(pv), o = tensor(pv), dout = tensor(pv);
-    const Tensor lse = tensor_s({1, m_.num_heads, t}), dq = tensor(qk), dk = tensor(qk), dv = tensor(pv);
-    return {head_units(t, m_.qk_head_dim + m_.v_head_dim) * static_cast<double>(t + 1) / 2,
+    const Tensor lse = tensor_s({batch_, m_.num_heads, t}), dq = tensor(qk), dk = tensor(qk), dv = tensor(pv);
+    return {head_units(batch_ * t, m_.qk_head_dim + m_.v_head_dim) * static_cast<double>(t + 1) / 2,
             [=, this] { attention({.q = q, .k = k, .v = v, .o = o, .lse = lse}, stream_); },
             [=, this] {
               attention_backward(
@@ -352,7 +391,8 @@ class Bench {
   Point adamw_at(std::int64_t t) const {
     const std::int64_t count = t * m_.hidden_size;
     const Tensor weight = tensor_s({count}), grad = tensor_s({count}), m = tensor_s({count}),
-                 v = tensor_s({count}), rounded = context_.dtype == DType::bf16 ? tensor({count}) : Tensor();
+                 v = tensor_s({count}, 0.1),
+                 rounded = context_.dtype == DType::bf16 ? tensor({count}) : Tensor();
     return {static_cast<double>(count),
             [=, this] {
               adamw({.weight = weight, .grad = grad, .m = m, .v = v, .rounded = rounded, .lr = 1e-6},
@@ -367,7 +407,8 @@ class Bench {
   Communicator& world_;
   double seconds_;
   std::vector<FitCheck>& checks_;
-  std::array<std::int64_t, 3> tokens_{};
+  Sizes tokens_{}, prefixes_{};
+  std::int64_t batch_ = 1;  // sequences that attention sees at once
 };
 
 }  // namespace

@@ -30,10 +30,10 @@ Machine measure_machine(const Context& context, const Config& config, Communicat
 
 /// Measures messages of 1 KiB to 16 MiB within rank 0's host and, where there are several hosts, between all
 /// ranks, into `machine.within_host` and `.between_hosts`. What has only one rank stays as it is. `host`: a
-/// name that ranks of one host share. Gives a line about which links were measured. A collective call; rank
-/// 0's numbers count. Takes about 20 times `seconds` for each of both.
+/// name that ranks of one host share; `by_copies`: as of CallBench. Gives a line about which links were
+/// measured. A collective call; rank 0's numbers count. Takes about 20 times `seconds` for each of both.
 std::string measure_links(const Context& context, Communicator& world, const std::string& host,
-                          double seconds, Machine& machine, std::vector<FitCheck>& checks);
+                          bool by_copies, double seconds, Machine& machine, std::vector<FitCheck>& checks);
 
 /// Seconds that `work` takes when all ranks of `group` do it at once, for about `seconds` in all: the least
 /// mean of several rounds, on the rank where that is most. A collective call, the same on all ranks; `work`

@@ -39,12 +39,12 @@ double sent(const CallTime& time) {
 }
 
 /// A few sizes on a few ranks, of which one is not fitted but predicted.
-Links quick_links(const Context& context, Communicator& group, double seconds,
+Links quick_links(const Context& context, Communicator& group, bool by_copies, double seconds,
                   std::vector<FitCheck>& checks) {
   constexpr std::array<std::int64_t, 3> kSizes{1 << 10, 1 << 15, 1 << 24};
   constexpr std::int64_t kTried = 1 << 20;
   const std::int64_t most = kSizes.back() / size_of(context.dtype) + group.size();
-  const CallBench bench(context, group, group, context.empty({most}), context.empty({most}));
+  const CallBench bench(context, group, group, context.empty({most}), context.empty({most}), by_copies);
   std::vector<CallTime> times, tried;
   for (const Call::Kind kind : kMeasuredKinds) {
     if (kind == Call::Kind::broadcast) continue;
@@ -123,7 +123,7 @@ double off_a_line(const LinkCost& link) {
 }
 
 std::string measure_links(const Context& context, Communicator& world, const std::string& host,
-                          double seconds, Machine& machine, std::vector<FitCheck>& checks) {
+                          bool by_copies, double seconds, Machine& machine, std::vector<FitCheck>& checks) {
   if (world.size() == 1) return "links between ranks: built-in numbers, as one rank measured";
   std::vector<std::string> hosts = gather_text(world, "host names", host);
   const auto lowest = std::find(hosts.begin(), hosts.end(), host) - hosts.begin();
@@ -131,12 +131,12 @@ std::string measure_links(const Context& context, Communicator& world, const std
   const auto first = std::count(hosts.begin(), hosts.end(), hosts[0]);
   std::sort(hosts.begin(), hosts.end());
   const auto count = std::unique(hosts.begin(), hosts.end()) - hosts.begin();
-  if (near->size() > 1) machine.within_host = quick_links(context, *near, seconds, checks);
+  if (near->size() > 1) machine.within_host = quick_links(context, *near, by_copies, seconds, checks);
   if (count == 1) {
     machine.ranks_per_host = std::max<std::int64_t>(machine.ranks_per_host, first);
     return fmt::format("links between {} ranks of one host; between hosts: built-in numbers", first);
   }
-  machine.between_hosts = quick_links(context, world, seconds, checks);
+  machine.between_hosts = quick_links(context, world, by_copies, seconds, checks);
   machine.ranks_per_host = first;
   return fmt::format("links between {} ranks of {} hosts; within a host: {}", world.size(), count,
                      first > 1 ? fmt::format("between {} ranks", first) : "built-in numbers");

@@ -85,7 +85,8 @@ int bench(Process& process, std::vector<std::string> arguments) {
   const double each = seconds / 130;
   std::vector<FitCheck> checks;
   Machine machine = measure_machine(context, config, *world, each, checks);
-  const std::string links = measure_links(context, *world, host_name(), each, machine, checks);
+  const std::string links =
+      measure_links(context, *world, host_name(), config.parallel.copy_engines, each, machine, checks);
   machine.name = host_name();
   machine.measured_on = fmt::format(
       "{}, {} rank{} of {} thread{}, hidden {}, {} heads of {} and {}, {} tokens; {}",

@@ -144,9 +144,13 @@ std::vector<std::int64_t> sizes_of(const Options& options, const Session& sessio
         most);
   std::vector<std::int64_t> sizes;
   for (; size <= most; size *= options.factor) sizes.push_back(size);
-  // On a GPU two buffers, and what NCCL has; over MPI copies of messages on their way, and parts of sums.
+  // On a GPU two buffers, as much again for copy engines to write to, and what NCCL has; over MPI copies of
+  // messages on their way, and parts of sums.
   const bool on_gpu = session.gpu().has_value();
-  const std::int64_t ranks = on_gpu ? 1 : process.local_size(), buffers = on_gpu ? 2 : 5;
+  const std::int64_t ranks = on_gpu ? 1 : process.local_size(),
+                     buffers = !on_gpu                                ? 5
+                               : options.config.parallel.copy_engines ? 4
+                                                                      : 2;
   const std::int64_t free = on_gpu ? session.gpu()->free_bytes - (std::int64_t{2} << 30) : available_memory();
   check(
       sizes.back() <= free / (ranks * buffers), kWhere,
@@ -301,7 +305,8 @@ int bench_comm(Process& process, const std::vector<std::string>& arguments) {
   std::optional<Links> within, between;  // of the axis of the most ranks
   for (const Axis& axis : axes) {
     const Links links =
-        sweep(options, sizes, axis, CallBench(context, *axis.group, *world, x, y), report, checks);
+        sweep(options, sizes, axis, CallBench(context, *axis.group, *world, x, y, degrees.copy_engines),
+              report, checks);
     lines += lines_of(axis, links);
     const std::vector<std::string> names = gather_text(*axis.group, "host names", host_name());
     const bool is_near = std::count(names.begin(), names.end(), names[0]) == axis.group->size();

@@ -50,7 +50,7 @@ TEST(CallBench, FindsResultsRightOfEveryKindAndSize) {
   for (const int ranks : {2, 3})
     run_as_threads(ranks, [](Communicator& world) {
       const Rank rank(2400006);  // beyond what the numbers repeat after
-      const CallBench bench(rank.context, world, world, rank.x, rank.y);
+      const CallBench bench(rank.context, world, world, rank.x, rank.y, true);
       for (const Kind kind : kMeasuredKinds)
         for (const std::int64_t bytes : {24, 120000, 9600024}) EXPECT_NO_THROW(bench.verify(kind, bytes));
     });
@@ -61,7 +61,7 @@ TEST(CallBench, FindsOneElementThatIsWrongOnOneRank) {
     run_as_threads(3, [&](Communicator& world) {
       const Rank rank(3000);
       Corrupting corrupting(world, 777);
-      const CallBench bench(rank.context, corrupting, world, rank.x, rank.y);
+      const CallBench bench(rank.context, corrupting, world, rank.x, rank.y, true);
       const std::string error = error_of([&] { bench.verify(kind, 12000); });
       EXPECT_THAT(error, AllOf(HasSubstr("rank 1: [bench] " + std::string(to_string(kind))),
                                HasSubstr("12000 bytes on axis world"), HasSubstr("element 777 of")));
@@ -72,7 +72,7 @@ TEST(CallBench, FindsAWrongElementFarIntoABuffer) {
   run_as_threads(2, [&](Communicator& world) {
     const Rank rank(2400000);
     Corrupting corrupting(world, 2399999);
-    const CallBench bench(rank.context, corrupting, world, rank.x, rank.y);
+    const CallBench bench(rank.context, corrupting, world, rank.x, rank.y, true);
     EXPECT_THAT(error_of([&] { bench.verify(Kind::all_reduce, 9600000); }),
                 HasSubstr("element 2399999 of 2400000"));
   });
@@ -81,7 +81,7 @@ TEST(CallBench, FindsAWrongElementFarIntoABuffer) {
 TEST(CallBench, TakesOnlySizesThatCanBeSharedOut) {
   run_as_threads(3, [](Communicator& world) {
     const Rank rank(30);
-    const CallBench bench(rank.context, world, world, rank.x, rank.y);
+    const CallBench bench(rank.context, world, world, rank.x, rank.y, true);
     EXPECT_EQ(bench.fitting(1), 12);
     EXPECT_EQ(bench.fitting(12), 12);
     EXPECT_EQ(bench.fitting(13), 24);
@@ -93,7 +93,7 @@ TEST(CallBench, TakesOnlySizesThatCanBeSharedOut) {
 TEST(CallBench, TimesACallOnTheSlowestRank) {
   run_as_threads(2, [](Communicator& world) {
     const Rank rank(1024);
-    const CallBench bench(rank.context, world, world, rank.x, rank.y);
+    const CallBench bench(rank.context, world, world, rank.x, rank.y, true);
     const CallTime time = bench.time(Kind::all_gather, 4096, 1e-3, true);
     EXPECT_EQ(time.ranks, 2);
     EXPECT_GT(time.seconds, 0);

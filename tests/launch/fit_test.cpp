@@ -57,7 +57,7 @@ TEST(Fit, MeasuresTheLinksOfAHost) {
     context.memory = &memory;
     Machine machine = Machine::builtin_cpu();
     std::vector<FitCheck> checks;
-    EXPECT_THAT(measure_links(context, world, "here", 1e-4, machine, checks),
+    EXPECT_THAT(measure_links(context, world, "here", true, 1e-4, machine, checks),
                 HasSubstr("3 ranks of one host"));
     EXPECT_EQ(machine.within_host.ranks, 3);
     for (const LinkCost& link : {machine.within_host.all_reduce, machine.within_host.send}) {
@@ -77,7 +77,8 @@ TEST(Fit, MeasuresBetweenHostsToo) {
     Machine machine = Machine::builtin_cpu();
     std::vector<FitCheck> checks;
     const std::string host = world.rank() < 2 ? "first" : "second";
-    EXPECT_THAT(measure_links(context, world, host, 1e-4, machine, checks), HasSubstr("4 ranks of 2 hosts"));
+    EXPECT_THAT(measure_links(context, world, host, true, 1e-4, machine, checks),
+                HasSubstr("4 ranks of 2 hosts"));
     EXPECT_EQ(machine.within_host.ranks, 2);
     EXPECT_EQ(machine.between_hosts.ranks, 4);
     EXPECT_EQ(machine.ranks_per_host, 2);
@@ -91,7 +92,7 @@ TEST(Fit, LeavesTheLinksOfOneRankAlone) {
   Machine machine = Machine::builtin_cpu();
   std::vector<FitCheck> checks;
   const auto world = self_communicator();
-  EXPECT_THAT(measure_links(context, *world, "here", 1e-4, machine, checks), HasSubstr("built-in"));
+  EXPECT_THAT(measure_links(context, *world, "here", true, 1e-4, machine, checks), HasSubstr("built-in"));
   EXPECT_EQ(machine.within_host.send.byte, Machine::builtin_cpu().within_host.send.byte);
 }
 
