@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "core/random.h"
 #include "core/transpoint.h"
 #include "kernels/adamw.h"
 #include "kernels/attention.h"
@@ -16,6 +15,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/ssd.h"
 #include "kernels/swiglu.h"
+#include "launch/noise.h"
 #include "parallel/layers/aligned_rows.h"
 
 namespace transmamba {
@@ -178,35 +178,11 @@ class Bench {
     }
   }
 
-  Tensor tensor(const Shape& shape) const { return noise(shape, context_.dtype); }
+  Tensor tensor(const Shape& shape) const { return noise(context_, shape, context_.dtype); }
   /// Of type S.
-  Tensor tensor_s(const Shape& shape) const { return noise(shape, context_.statistics()); }
+  Tensor tensor_s(const Shape& shape) const { return noise(context_, shape, context_.statistics()); }
   Tensor tensor_s(const Shape& shape, double value) const {
     return filled(shape, context_.statistics(), value);
-  }
-  /// As training's: on numbers that are all the same a GPU's products draw less power, and run at a higher
-  /// clock.
-  Tensor noise(const Shape& shape, DType dtype) const {
-    constexpr std::int64_t kDrawn = 65537;  // then repeated: prime, so that no two rows are the same
-    const Tensor x = context_.empty(shape, dtype);
-    const View flat(x.view().raw(), dtype, {x.numel()});
-    std::int64_t done = std::min(kDrawn, x.numel());
-    const Tensor host = context_.empty_host({done}, dtype);
-    for (std::int64_t i = 0; i < done; ++i) {
-      const double value = 2 * uniform(0, stream_of("bench"), static_cast<std::uint64_t>(i)) - 1;
-      if (dtype == DType::bf16)
-        host.ptr<bfloat16>()[i] = to_bfloat16(static_cast<float>(value));
-      else if (dtype == DType::f32)
-        host.ptr<float>()[i] = static_cast<float>(value);
-      else
-        host.ptr<double>()[i] = value;
-    }
-    from_host(context_, host, flat.slice(0, 0, done));
-    for (; done < x.numel(); done *= 2) {
-      const std::int64_t more = std::min(done, x.numel() - done);
-      copy({.x = flat.slice(0, 0, more), .y = flat.slice(0, done, done + more)}, stream_);
-    }
-    return x;
   }
   Tensor filled(const Shape& shape, DType dtype, double value) const {
     const Tensor x = context_.empty(shape, dtype);
