@@ -79,25 +79,13 @@ Mixer::Projections Mixer::project(const Context& context, const Tensor& u, std::
   return s;
 }
 
-void Mixer::gather_halo(const Context& context, const Sequence& sequence, Projections& in) const {
-  const std::int64_t width = conv_width_ - 1, segments = static_cast<std::int64_t>(sequence.mine().size());
-  if (sequence.parts().size() == 1 || width == 0) return;
-  const Region region(context, "conv halo");
-  in.halo = context.empty({in.projected.dim(0), segments * width, channels()});
-  fill({.value = 0, .y = in.halo}, context.stream);
-  halo_exchange(sequence, width)
-      .start_gather(context, "conv halo", conv_view(in.projected), in.halo)
-      .finish(context, &sequence);
-}
-
-void Mixer::convolve(const Context& context, const Projections& in, const Run& run, ConstView halo,
-                     View k_rotated) const {
+void Mixer::convolve(const Context& context, const Projections& in, const Run& run, ConstView halo) const {
   qkv_conv({.x = conv_view(in.projected).slice(1, run.begin, run.end),
             .halo = halo,
             .weight = conv_weight_.value(),
             .bias = conv_bias_.value(),
             .y = in.qkv.slice(1, run.begin, run.end),
-            .k_rotated = k_rotated,
+            .k_rotated = before_transpoint(in.k_rotated, run),
             .heads = heads_,
             .qk_width = n_,
             .rotated = run.cut - run.begin,
@@ -109,14 +97,38 @@ void Mixer::convolve(const Context& context, const Projections& in, const Run& r
 void Mixer::convolve(const Context& context, const Sequence& sequence, bool keep_states,
                      Projections& in) const {
   const Region region(context, "convolve");
-  const std::int64_t b = in.projected.dim(0), cut = sequence.tokens_before(transpoint_);
+  const std::int64_t b = in.projected.dim(0), cut = sequence.tokens_before(transpoint_),
+                     width = conv_width_ - 1;
   const std::vector<Run> all = runs(sequence);
   in.qkv = context.empty({b, sequence.tokens(), channels()});
   if (cut > 0 && state_reads_prefix(sequence, keep_states))
     in.k_rotated = context.empty({b, cut, heads_, n_});
+  const bool gathers = sequence.parts().size() > 1 && width > 0 && !in.halo;
+  const auto first_tokens = [&](Run run) {
+    run.end = std::min(run.end, run.begin + width), run.cut = std::min(run.cut, run.end);
+    return run;
+  };
+  TokenExchange::Transfer transfer;
+  const TokenExchange exchange = halo_exchange(sequence, gathers ? width : 0);
+  if (gathers) {
+    in.halo = context.empty({b, std::ssize(all) * width, channels()});
+    fill({.value = 0, .y = in.halo}, context.stream);
+    transfer = exchange.start_gather(context, "conv halo", conv_view(in.projected), in.halo);
+  }
+  // The tokens that need what is on its way come last.
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    Run run = all[i];
+    ConstView halo = segment_halo(in.halo, i, width);
+    if (gathers && !run.is_first()) {
+      halo = conv_view(in.projected).slice(1, run.begin, first_tokens(run).end);
+      run.begin = first_tokens(run).end, run.cut = std::max(run.cut, run.begin), run.position += width;
+    }
+    if (run.begin < run.end) convolve(context, in, run, halo);
+  }
+  if (!gathers) return;
+  transfer.finish(context, &sequence);
   for (std::size_t i = 0; i < all.size(); ++i)
-    convolve(context, in, all[i], segment_halo(in.halo, i, conv_width_ - 1),
-             before_transpoint(in.k_rotated, all[i]));
+    if (!all[i].is_first()) convolve(context, in, first_tokens(all[i]), segment_halo(in.halo, i, width));
 }
 
 void Mixer::scan(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
@@ -234,7 +246,6 @@ void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& 
 
   // Project and convolve: q, k, v and step sizes for all tokens, whoever reads them; q and k as they do.
   s.in = project(context, u, b, t);
-  gather_halo(context, sequence, s.in);
   convolve(context, sequence, s.keep_states, s.in);
   s.y = context.empty({b, t, heads_, p_});
 

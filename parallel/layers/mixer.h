@@ -122,9 +122,8 @@ class Mixer {
   bool state_reads_prefix(const Sequence& sequence, bool keep_states) const {
     return converter_ && (transpoint_ < sequence.length() || keep_states);
   }
-  void gather_halo(const Context& context, const Sequence& sequence, Projections& in) const;
-  void convolve(const Context& context, const Projections& in, const Run& run, ConstView halo,
-                View k_rotated) const;
+  void convolve(const Context& context, const Projections& in, const Run& run, ConstView halo) const;
+  /// Gathers in.halo first where it is not there; meanwhile most tokens are convolved.
   void convolve(const Context& context, const Sequence& sequence, bool keep_states, Projections& in) const;
   void convolve_backward(const Context& context, const Sequence& sequence, const Projections& in,
                          const Projections& d) const;

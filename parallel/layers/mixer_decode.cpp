@@ -30,8 +30,8 @@ void Mixer::decode(const Context& context, const Tensor& u, std::int64_t b, View
 
   Projections in = project(context, u, b, t);
   in.qkv = context.empty({b, t, channels()});
-  convolve(context, in, {0, cut, t, begin, 0, true}, cache.halo,
-           cut > 0 ? cache.k_rotated.slice(1, begin, attended) : Tensor());
+  if (cut > 0) in.k_rotated = cache.k_rotated.slice(1, begin, attended);
+  convolve(context, in, {0, cut, t, begin, 0, true}, cache.halo);
   const std::int64_t width = conv_width_ - 1, kept = std::max<std::int64_t>(0, width - t);
   const Tensor halo = context.empty(cache.halo.shape());
   copy({.x = cache.halo.slice(1, width - kept, width), .y = halo.slice(1, 0, kept)}, stream);
