@@ -9,6 +9,7 @@
 #include "core/profile.h"
 #include "core/transpoint.h"
 #include "kernels/elementwise.h"
+#include "parallel/context/conv_halo.h"
 #include "parallel/context/state_handoff.h"
 #include "parallel/degrees.h"
 #include "parallel/layers/token_shard.h"
@@ -42,8 +43,12 @@ void Engine::open_ways() {
   mesh().tp().open_window(token_window_bytes(mesh().tp(), b * t, m.hidden_size, context_.dtype));
   if (mesh().cp().size() == 1) return;
   const Sequence sequence(mesh().cp(), model_.placement().layout);
-  mesh().cp().open_window(handoff_window_bytes(sequence, b, m.num_heads / mesh().tp().size(), m.qk_head_dim,
-                                               m.v_head_dim, context_.statistics()));
+  const std::int64_t h = m.num_heads / mesh().tp().size(), n = m.qk_head_dim, p = m.v_head_dim;
+  constexpr std::int64_t kAlignment = 256;
+  const std::int64_t halo =
+      halo_exchange(sequence, m.conv_width - 1).window_bytes(b, h * (2 * n + p), context_.dtype);
+  mesh().cp().open_window(handoff_window_bytes(sequence, b, h, n, p, context_.statistics()) + kAlignment +
+                          halo);
 }
 
 double Engine::tokens() const {

@@ -14,7 +14,7 @@ TokenExchange halo_exchange(const Sequence& sequence, std::int64_t width) {
                          to.index * width + begin - first, end - begin});
     }
   }
-  return {sequence.cp(), std::move(moves)};
+  return {sequence.cp(), std::move(moves), /*in_window=*/true};
 }
 
 }  // namespace transmamba

@@ -1,6 +1,7 @@
 #include "parallel/context/token_exchange.h"
 
 #include <algorithm>
+#include <map>
 
 #include "kernels/elementwise.h"
 
@@ -18,6 +19,17 @@ Ends ends_of(const TokenMove& move, bool reverse) {
 }
 
 }  // namespace
+
+std::int64_t TokenExchange::most_tokens() const {
+  std::map<std::pair<int, int>, std::int64_t> tokens;
+  std::int64_t most = 0;
+  for (const TokenMove& move : moves_) most = std::max(most, tokens[{move.from, move.to}] += move.count);
+  return most;
+}
+
+std::int64_t TokenExchange::window_bytes(std::int64_t b, std::int64_t c, DType dtype) const {
+  return cp_->size() * b * most_tokens() * c * size_of(dtype);
+}
 
 TokenExchange::Transfer TokenExchange::start(const Context& context, std::string_view purpose, ConstView in,
                                              View out, bool reverse) const {
@@ -40,7 +52,21 @@ TokenExchange::Transfer TokenExchange::start(const Context& context, std::string
   };
   const auto mine = static_cast<std::size_t>(me);
   incoming[mine] = 0;  // what it sends to itself it has
-  transfer.sent_ = buffers(outgoing), transfer.received_ = buffers(incoming);
+  // In the window every rank has the same block, so that each knows the places of all.
+  Allocator* const window = in_window_ ? cp_->window() : nullptr;
+  if (window) transfer.block_ = Tensor(*window, {cp_->size(), b * most_tokens(), c}, in.dtype());
+  const auto place = [&](std::size_t from, std::int64_t count) {
+    const auto r = static_cast<std::int64_t>(from);
+    return transfer.block_.slice(0, r, r + 1).merge(0).slice(0, 0, b * count).split(0, count);
+  };
+  transfer.sent_ = buffers(outgoing);
+  if (window) {
+    transfer.received_.resize(ranks);
+    for (std::size_t r = 0; r < ranks; ++r)
+      if (incoming[r] > 0) transfer.received_[r] = place(r, incoming[r]);
+  } else {
+    transfer.received_ = buffers(incoming);
+  }
   transfer.received_[mine] = transfer.sent_[mine];
 
   std::vector<std::int64_t> filled(ranks);
@@ -57,7 +83,8 @@ TokenExchange::Transfer TokenExchange::start(const Context& context, std::string
   std::vector<Incoming> receives;
   for (std::size_t r = 0; r < ranks; ++r) {
     if (r == mine) continue;
-    if (transfer.sent_[r]) sends.push_back({static_cast<int>(r), transfer.sent_[r]});
+    if (transfer.sent_[r])
+      sends.push_back({static_cast<int>(r), transfer.sent_[r], window ? place(mine, outgoing[r]) : View()});
     if (transfer.received_[r]) receives.push_back({static_cast<int>(r), transfer.received_[r]});
   }
   // All ranks have the same list: they agree on whether there is anything to say.
@@ -88,7 +115,7 @@ void TokenExchange::Transfer::finish(const Context& context, const Sequence* seq
         copy({.x = piece, .y = place}, context.stream);
       taken[rank] += e.count;
     }
-  sent_.clear(), received_.clear();
+  sent_.clear(), received_.clear(), block_ = Tensor();
 }
 
 TokenExchange::Transfer TokenExchange::start_gather(const Context& context, std::string_view purpose,

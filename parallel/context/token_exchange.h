@@ -16,8 +16,13 @@ struct TokenMove {
 
 class TokenExchange {
  public:
-  /// Every rank of `cp` makes the same list. No two moves to one rank overlap there.
-  TokenExchange(Communicator& cp, std::vector<TokenMove> moves) : cp_(&cp), moves_(std::move(moves)) {}
+  /// Every rank of `cp` makes the same list. No two moves to one rank overlap there. `in_window`: they arrive
+  /// in the group's window (Communicator::open_window), if it has one, which has room for them.
+  TokenExchange(Communicator& cp, std::vector<TokenMove> moves, bool in_window = false)
+      : cp_(&cp), moves_(std::move(moves)), in_window_(in_window) {}
+
+  /// Room in the window for transfers of (b, .., c).
+  std::int64_t window_bytes(std::int64_t b, std::int64_t c, DType dtype) const;
 
   /// A transfer under way; its buffers live in it.
   class Transfer {
@@ -31,6 +36,7 @@ class TokenExchange {
     const TokenExchange* exchange_ = nullptr;
     View out_;
     bool adds_ = false;
+    Tensor block_;                         // in the window, what received_ is of
     std::vector<Tensor> sent_, received_;  // [rank], absent where there is none
     Pending pending_;
   };
@@ -45,8 +51,11 @@ class TokenExchange {
  private:
   Transfer start(const Context& context, std::string_view purpose, ConstView in, View out,
                  bool reverse) const;
+  /// Tokens that go from one rank to another, at most.
+  std::int64_t most_tokens() const;
   Communicator* cp_;
   std::vector<TokenMove> moves_;
+  bool in_window_;
 };
 
 }  // namespace transmamba
