@@ -75,7 +75,8 @@ def compare(a, keys, folder):
         for layout in LAYOUTS[turn % 4:] + LAYOUTS[:turn % 4]:
             metrics, traffic = folder / f"{layout}-{turn}.jsonl", folder / f"{layout}-{turn}.json"
             run(*mpirun, "train", a.config, *keys, "--parallel.cp_layout", layout, "--train.steps", a.steps + 1,
-                "--optimizer.warmup_steps", 1, "--train.validate_every", 0, "--data.path", folder / "tokens.h5", "--log.metrics", metrics, "--log.communication", traffic)
+                "--optimizer.warmup_steps", 1, "--train.validate_every", 0, "--data.path", folder / "tokens.h5",
+                "--log.metrics", metrics, "--log.communication", traffic)
             steps = [json.loads(line) for line in metrics.read_text().splitlines()]
             # The first step maps memory; others may be disturbed, so the fastest counts.
             seconds[layout].append(min(predicted[layout]["tokens"] / s["tokens_per_second"] for s in steps[1:]))
