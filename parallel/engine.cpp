@@ -44,11 +44,10 @@ void Engine::open_ways() {
   if (mesh().cp().size() == 1) return;
   const Sequence sequence(mesh().cp(), model_.placement().layout);
   const std::int64_t h = m.num_heads / mesh().tp().size(), n = m.qk_head_dim, p = m.v_head_dim;
-  constexpr std::int64_t kAlignment = 256;
-  const std::int64_t halo =
-      halo_exchange(sequence, m.conv_width - 1).window_bytes(b, h * (2 * n + p), context_.dtype);
-  mesh().cp().open_window(handoff_window_bytes(sequence, b, h, n, p, context_.statistics()) + kAlignment +
-                          halo);
+  const std::int64_t states = handoff_window_bytes(sequence, b, h, n, p, context_.statistics()),
+                     halo = halo_exchange(sequence, m.conv_width - 1)
+                                .window_bytes(b, h * (2 * n + p), context_.dtype);
+  mesh().cp().open_window(window_room(states) + window_room(halo));
 }
 
 double Engine::tokens() const {

@@ -75,6 +75,9 @@ struct Lane {
   std::int64_t bytes = 0;
 };
 
+/// Bytes that a block of `bytes` takes of a window (Communicator::open_window).
+constexpr std::int64_t window_room(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
 /// One call as an implementation sees it. `purpose` is a name for tables and messages and must be a literal.
 struct Call {
   enum class Kind : std::uint8_t {

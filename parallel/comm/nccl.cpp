@@ -104,7 +104,7 @@ class NcclCommunicator : public Communicator {
     std::int64_t bytes = 0;
     for (const Lane& lane : lanes) {
       if (lane.bytes == 0) return false;
-      bytes += (lane.bytes + 255) / 256 * 256;
+      bytes += window_room(lane.bytes);
     }
     const std::shared_ptr<PeerWindow> window = open_peers(bytes, static_cast<int>(lanes.size()));
     if (!window) return false;
@@ -116,7 +116,7 @@ class NcclCommunicator : public Communicator {
       };
       rings_.push_back({std::string(lanes[i].purpose), lanes[i].step, queue(), queue(), window,
                         static_cast<int>(i), slot, lanes[i].bytes});
-      slot += (lanes[i].bytes + 255) / 256 * 256;
+      slot += window_room(lanes[i].bytes);
     }
     return true;
   }

@@ -44,7 +44,7 @@ std::string machine_name() {
 }  // namespace
 
 std::unique_ptr<PeerWindow> PeerWindow::open(Communicator& host, std::int64_t bytes, int channels) {
-  bytes = (bytes + 255) / 256 * 256;
+  bytes = window_room(bytes);
   gpu::MemoryName name{};
   std::unique_ptr<gpu::SharedMemory> own;
   std::int32_t failed = 0;

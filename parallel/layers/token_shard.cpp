@@ -10,8 +10,6 @@ namespace {
 /// NCCL's messages on NVLink run on up to 32; copy engines take none.
 constexpr int kNcclProcessors = 32;
 
-std::int64_t aligned(std::int64_t bytes) { return (bytes + 255) / 256 * 256; }
-
 /// Where other ranks' tokens go.
 Tensor receiving(const Context& context, Communicator& tp, const Shape& shape) {
   return tp.window() ? Tensor(*tp.window(), shape, context.dtype) : context.empty(shape);
@@ -34,7 +32,7 @@ Pending pass(Communicator& tp, std::string_view purpose, int step, const ConstVi
 
 std::int64_t token_window_bytes(const Communicator& tp, std::int64_t tokens, std::int64_t d, DType dtype) {
   const std::int64_t ranks = tp.size(), row = d * size_of(dtype);
-  return aligned(tokens * row) + aligned((ranks - 1) * ((tokens + ranks - 1) / ranks) * row);
+  return window_room(tokens * row) + window_room((ranks - 1) * ((tokens + ranks - 1) / ranks) * row);
 }
 
 TokenShard::TokenShard(Communicator& tp, std::int64_t all)
