@@ -78,12 +78,10 @@ struct CallBench::Prepared {
 
 CallBench::CallBench(const Context& context, Communicator& group, Communicator& everyone, const Tensor& x,
                      const Tensor& y, bool by_copies)
-    : context_(context), group_(group), everyone_(everyone), x_(x), y_(y), arriving_(y), bare_(group.bare()) {
+    : context_(context), group_(group), everyone_(everyone), x_(x), y_(y), bare_(group.bare()) {
   const std::int64_t bytes = by_copies ? x.numel() * size_of(x.dtype()) : 0;
   const Lane ring{"bench", 1, bytes};
   group_.open_lanes({&ring, 1});
-  if (by_copies) group_.open_window(bytes);
-  if (Allocator* const window = group_.window()) arriving_ = Tensor(*window, y.shape(), y.dtype());
 }
 
 std::int64_t CallBench::fitting(std::int64_t bytes) const {
@@ -100,7 +98,6 @@ CallBench::Prepared CallBench::prepare(Kind kind, std::int64_t bytes) const {
   Prepared p;
   p.kind = p.bare.kind = kind, p.bare.purpose = "bench";
   p.x = x_.view().slice(0, 0, count), p.y = y_.view().slice(0, 0, count);
-  if (kind == Kind::exchange) p.y = arriving_.view().slice(0, 0, count);
   p.bare.in = p.x, p.bare.out = p.x;
   const auto part = [&](const View& whole, int rank) {
     return whole.slice(0, rank * (count / n), (rank + 1) * (count / n));
@@ -111,8 +108,7 @@ CallBench::Prepared CallBench::prepare(Kind kind, std::int64_t bytes) const {
     case Kind::exchange:
       for (int peer = 0; peer < ranks; ++peer)
         if (peer != me)
-          p.outgoing.push_back({peer, part(p.x, peer), group_.window() ? part(p.y, me) : View()}),
-              p.incoming.push_back({peer, part(p.y, peer)});
+          p.outgoing.push_back({peer, part(p.x, peer)}), p.incoming.push_back({peer, part(p.y, peer)});
       break;
     case Kind::send:
       p.outgoing.push_back({(me + 1) % ranks, p.x}), p.incoming.push_back({(me + ranks - 1) % ranks, p.y});

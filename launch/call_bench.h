@@ -41,9 +41,9 @@ struct CallTime {
 class CallBench {
  public:
   /// Calls of `group` on `x` and `y`, of one size, context's type and 1-D. `everyone`: the ranks that measure
-  /// at the same time, each in a group of its own; the slowest counts. Exchanges and messages go by copy
-  /// engines where `by_copies` and these can (open_window), as in training, which takes as much memory again
-  /// for each. A collective call of all of them.
+  /// at the same time, each in a group of its own; the slowest counts. Messages go by copy engines
+  /// where `by_copies` and these can (open_lanes), as in training, which takes as much memory again. A
+  /// collective call of all of them.
   CallBench(const Context& context, Communicator& group, Communicator& everyone, const Tensor& x,
             const Tensor& y, bool by_copies);
   /// The next size from `bytes` on that can be shared out among the ranks.
@@ -66,7 +66,6 @@ class CallBench {
   const Context& context_;
   Communicator &group_, &everyone_;
   const Tensor x_, y_;
-  Tensor arriving_;  // of an exchange: y, or in the group's window
   const std::unique_ptr<BareCalls> bare_;
 };
 

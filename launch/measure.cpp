@@ -48,7 +48,7 @@ class Bench {
     batch_ = on_gpu ? config.train.micro_batch : 1;
     const std::vector<std::int64_t> prefixes = resolve_transpoints(m_, config.train.seq_len);
     std::int64_t longest = prefixes.empty() ? 0 : *std::max_element(prefixes.begin(), prefixes.end());
-    if (longest == 0) longest = config.train.seq_len;
+    longest = std::max(longest, std::min<std::int64_t>(config.train.seq_len, 1024));  // more than a launch
     prefixes_ = sizes(std::min(longest, most / batch_), 8);
   }
 

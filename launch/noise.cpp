@@ -8,7 +8,7 @@
 namespace transmamba {
 
 Tensor noise(const Context& context, const Shape& shape, DType dtype) {
-  constexpr std::int64_t kDrawn = 65537;  // then repeated: prime, so that no two rows are the same
+  constexpr std::int64_t kDrawn = 65537;  // then repeated: prime, so that rows next to each other differ
   const Tensor x = context.empty(shape, dtype);
   const View flat(x.view().raw(), dtype, {x.numel()});
   std::int64_t done = std::min(kDrawn, x.numel());

@@ -45,12 +45,11 @@ void check_not_one_of_several() {
   const int tasks = number("SLURM_STEP_NUM_TASKS");
   if (tasks <= 1) return;
   if (number("SLURM_PROCID") != 0) std::_Exit(kExitFailed);  // the first one says it
-  fail(
-      "srun",
-      "{} tasks on {} and other hosts, if any, that cannot find each other: expected `srun --mpi=pmix`, or "
-      "pmi2 "
-      "where MPI is built for it, of what `srun --mpi=list` has; where it has neither, start ranks by mpirun",
-      tasks, host_name());
+  fail("srun",
+       "{} tasks on {} and other hosts, if any, that cannot find each other: expected `srun --mpi=pmix`, or "
+       "pmi2 where MPI is built for it, of what `srun --mpi=list` has; where it has neither, start ranks by "
+       "mpirun; one rank on purpose wants SLURM_STEP_NUM_TASKS unset",
+       tasks, host_name());
 }
 
 void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }

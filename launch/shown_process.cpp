@@ -53,7 +53,7 @@ class Stream {
         if (errno == EINTR)
           interrupted();
         else if (errno == EAGAIN)  // a pipe that its other users do not wait for either
-          wait_for_reader();
+          wait_for_reader(), interrupted();
         else
           break;  // a disk that is full, say: what the child does is worth more than what it says
       }

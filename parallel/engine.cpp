@@ -35,14 +35,14 @@ Engine::Engine(const Config& config, Placement placement, const Context& context
 
 void Engine::open_ways() {
   const ModelConfig& m = config_.model;
-  const std::int64_t b = config_.train.micro_batch, t = model_.sequence(config_.train.seq_len).tokens();
+  const Sequence sequence = model_.sequence(config_.train.seq_len);
+  const std::int64_t b = config_.train.micro_batch, t = sequence.tokens();
   const bool by_copies = context_.stream.device == Device::cuda && config_.parallel.copy_engines;
   open_transfers(
       mesh(), by_copies ? TokenShard(mesh().tp(), b * t).rows * m.hidden_size * size_of(context_.dtype) : 0);
   if (!by_copies) return;
   mesh().tp().open_window(token_window_bytes(mesh().tp(), b * t, m.hidden_size, context_.dtype));
   if (mesh().cp().size() == 1) return;
-  const Sequence sequence(mesh().cp(), model_.placement().layout);
   const std::int64_t h = m.num_heads / mesh().tp().size(), n = m.qk_head_dim, p = m.v_head_dim;
   const std::int64_t states = handoff_window_bytes(sequence, b, h, n, p, context_.statistics()),
                      halo = halo_exchange(sequence, m.conv_width - 1)

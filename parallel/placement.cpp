@@ -21,7 +21,8 @@ ContextLayout balance_mixers(const Config& c, const Machine& machine) {
   // Calls cost by the segment, and pieces become segments only after they are dealt. Attention's are few.
   Machine per_token = machine;
   const double scan_calls = machine.scan.calls() + 2 * machine.summary.call;
-  std::vector<double> segment{machine.qkv_conv.calls() * static_cast<double>(c.model.num_mixers())};
+  const double conv_calls = machine.qkv_conv.calls() + machine.qkv_conv.call;  // two forward
+  std::vector<double> segment{conv_calls * static_cast<double>(c.model.num_mixers())};
   for (const auto& [p, count] : mixers) segment.push_back(p < c.train.seq_len ? count * scan_calls : 0);
   for (OpCost* op : {&per_token.attention, &per_token.scan, &per_token.summary})
     op->call = op->call_backward = 0;

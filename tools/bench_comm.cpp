@@ -144,13 +144,11 @@ std::vector<std::int64_t> sizes_of(const Options& options, const Session& sessio
         most);
   std::vector<std::int64_t> sizes;
   for (; size <= most; size *= options.factor) sizes.push_back(size);
-  // On a GPU two buffers, as much again for copy engines to write to, and what NCCL has; over MPI copies of
+  // On a GPU two buffers, one an axis for copy engines to write to, and what NCCL has; over MPI copies of
   // messages on their way, and parts of sums.
   const bool on_gpu = session.gpu().has_value();
   const std::int64_t ranks = on_gpu ? 1 : process.local_size(),
-                     buffers = !on_gpu                                ? 5
-                               : options.config.parallel.copy_engines ? 4
-                                                                      : 2;
+                     buffers = !on_gpu ? 5 : 2 + options.config.parallel.copy_engines * std::ssize(axes);
   const std::int64_t free = on_gpu ? session.gpu()->free_bytes - (std::int64_t{2} << 30) : available_memory();
   check(
       sizes.back() <= free / (ranks * buffers), kWhere,

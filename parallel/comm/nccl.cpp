@@ -62,7 +62,10 @@ class NcclCommunicator : public Communicator {
     engine_->must_be_whole();
     if (is_empty(call)) return nullptr;  // on every rank, whatever its address
     if (!is_on_gpu(call, engine_->memory, axis())) return start_on(*host_, call);
-    if (call.kind == Kind::exchange && call.outgoing.empty() && call.incoming.empty()) return nullptr;
+    if (call.kind == Kind::exchange && call.outgoing.empty() && call.incoming.empty()) {
+      calls_.skip();
+      return nullptr;
+    }
     const bool is_message = call.kind == Kind::send || call.kind == Kind::receive;
     if (is_message) return start_message(call);
     if (!window_ || !window_->takes(call)) return calls_.run(call);

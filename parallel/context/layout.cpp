@@ -87,7 +87,7 @@ void check_layout(const std::string& name, std::int64_t seq_len, std::int64_t cp
   }
   if (!divides(cp))
     fail(kWhere,
-         "the {} layout gives every rank train.seq_len / parallel.cp tokens, but {} is no multiple of {}; "
+         "the {} layout deals runs of train.seq_len / parallel.cp tokens, but {} is no multiple of {}; "
          "nearest seq_len that would do: {}; nearest cp: {}",
          name, seq_len, cp, nearest_multiples(seq_len, cp), nearest(cp, divides));
   if (name == "striped" && chunk > 0 && !divides(chunk * cp))

@@ -109,11 +109,12 @@ void Mixer::convolve(const Context& context, const Sequence& sequence, bool keep
     return run;
   };
   TokenExchange::Transfer transfer;
-  const TokenExchange exchange = halo_exchange(sequence, gathers ? width : 0);
+  std::optional<TokenExchange> exchange;
   if (gathers) {
+    exchange = halo_exchange(sequence, width);
     in.halo = context.empty({b, std::ssize(all) * width, channels()});
     fill({.value = 0, .y = in.halo}, context.stream);
-    transfer = exchange.start_gather(context, "conv halo", conv_view(in.projected), in.halo);
+    transfer = exchange->start_gather(context, "conv halo", conv_view(in.projected), in.halo);
   }
   // The tokens that need what is on its way come last.
   for (std::size_t i = 0; i < all.size(); ++i) {

@@ -68,6 +68,7 @@ struct Sizes {
 struct Dealt {
   double segments = 0;
   double before = 0;  // tokens before P
+  double after = 0;   // from P on
   double state = 0;   // states at P that are not those that enter a segment
   double seen = 0;    // keys that its queries see, gathered from others
   double given = 0;   // tokens that it sends for that, one to two ranks counted twice
@@ -87,12 +88,14 @@ Dealt dealt(const ContextLayout& layout, std::int64_t transpoint, std::int64_t l
     Dealt here;
     for (const Segment& s : layout.segments[rank]) {
       here.before += real(std::clamp(transpoint, s.begin, s.end) - s.begin);
+      here.after += real(s.end - std::clamp(transpoint, s.begin, s.end));
       here.state += s.end > transpoint && (s.begin < transpoint || layout.segments.size() == 1);
       for (std::size_t other = 0; other < seen.size(); ++other)
         if (other != rank) here.given += real(std::clamp(seen[other], s.begin, s.end) - s.begin);
     }
     most.segments = std::max(most.segments, real(static_cast<std::int64_t>(layout.segments[rank].size())));
     most.before = std::max(most.before, here.before);
+    most.after = std::max(most.after, here.after);
     most.state = std::max(most.state, here.state);
     if (seen.size() > 1 && 3 * real(seen[rank]) + here.given > 3 * most.seen + most.given)
       most.seen = real(seen[rank]), most.given = here.given;
@@ -143,7 +146,7 @@ LayerBytes mixer_bytes(const Sizes& z, const Dealt& x, bool converter, std::int6
   const double mixing = always + again - normed + dy + dprojected + dqkv + dk_rotated + ddt;
   bytes.add_moment(through_output, z.gemm_workspace());
   bytes.add_moment(mixing + attending, z.attention_workspace(x.before, real(transpoint)));
-  bytes.add_moment(mixing + scanning, x.is_scanned ? z.ssd_workspace(x.before, z.t - x.before) : 0);
+  bytes.add_moment(mixing + scanning, x.is_scanned ? z.ssd_workspace(x.before, x.after) : 0);
   bytes.add_moment(residual + u + dprojected + z.input_projection(), z.gemm_workspace());
   return bytes;
 }

@@ -45,7 +45,9 @@ std::vector<Seconds> mixing_by_rank(const RankShare& share, std::int64_t transpo
       sum += mixing_seconds(c.model, share.machine, transpoint, c.train.seq_len, s.begin, s.end,
                             c.parallel.tp, c.parallel.cp > 1, again(c));
     by_rank.push_back(sum * real(c.train.micro_batch));
-    by_rank.back() += Seconds{conv.call, conv.call_backward} * (real(std::ssize(mine)) - 1);
+    // A segment with a halo is convolved in two calls, as one is on its way.
+    const double more = real(std::ssize(mine)) - 1, halos = more + (mine.front().begin > 0 ? 1 : 0);
+    by_rank.back() += {conv.call * (more + halos), conv.call_backward * more};
   }
   return by_rank;
 }
@@ -56,67 +58,57 @@ Seconds mean_of(const std::vector<Seconds>& by_rank) {
   return sum * (1 / real(std::ssize(by_rank)));
 }
 
-/// Ranks in an order, and for each rank how many of the first of them it needs something of.
-struct Needs {
-  std::vector<std::size_t> order, first;
-  /// `first_place` of a rank before `last_place` of another: that one needs it.
-  Needs(const std::vector<std::int64_t>& first_place, const std::vector<std::int64_t>& last_place)
-      : order(first_place.size()), first(first_place.size()) {
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::size_t a, std::size_t b) { return first_place[a] < first_place[b]; });
-    for (std::size_t r = 0; r < first.size(); ++r)
-      first[r] = static_cast<std::size_t>(std::count_if(first_place.begin(), first_place.end(),
-                                                        [&](std::int64_t p) { return p < last_place[r]; }));
-  }
-  /// Each rank waits until those that it needs are as far.
-  void wait(std::vector<double>& time) const {
-    std::vector<double> latest(order.size() + 1, 0.0);  // of the first i ranks in the order
-    for (std::size_t i = 0; i < order.size(); ++i) latest[i + 1] = std::max(latest[i], time[order[i]]);
-    for (std::size_t r = 0; r < time.size(); ++r) time[r] = std::max(time[r], latest[first[r]]);
-  }
-};
-
-/// Kernels of a micro-batch until the last context rank is through. In a mixer a rank waits for those with
-/// tokens before its last segment, backwards for those with tokens after its first: with a run each, ranks
-/// may be ahead of those after them, and what one layer costs a rank more another may save it.
+/// Kernels of a micro-batch until the last context rank is through. In a mixer ranks wait for each other, but
+/// on a GPU not one that only sends, as nobody's tokens are before its own, backwards after: it may be ahead,
+/// and what one layer costs it more another may save. Where keys cross ranks it waits like the others.
 double pass_seconds(const RankShare& share, std::span<const std::int64_t> transpoints,
                     const std::map<std::int64_t, std::vector<Seconds>>& mixing) {
   const Config& c = share.config;
-  const std::size_t ranks = share.layout.segments.size();
+  const auto& segments = share.layout.segments;
+  const std::size_t ranks = segments.size();
   std::vector<double> portion;  // of the mean number of tokens
-  std::vector<std::int64_t> first, last, minus_first, minus_last;
-  for (std::size_t r = 0; r < ranks; ++r) {
+  for (std::size_t r = 0; r < ranks; ++r)
     portion.push_back(real(share.layout.tokens_of(r)) * real(c.parallel.cp) / real(c.train.seq_len));
-    first.push_back(share.layout.segments[r].front().begin), minus_first.push_back(-first.back());
-    last.push_back(share.layout.segments[r].back().begin), minus_last.push_back(-last.back());
-  }
-  const Needs earlier(first, last), later(minus_last, minus_first);
-  const Seconds rest = mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c));
-  const Seconds mlp = mlp_time(share).compute;
   std::vector<double> time(ranks, 0.0);
   const auto add = [&](double seconds) {
     for (std::size_t r = 0; r < ranks; ++r) time[r] += seconds * portion[r];
   };
-  const auto mix = [&](std::int64_t transpoint, double Seconds::*direction, const Needs& needs) {
-    const std::vector<Seconds>& by_rank = mixing.at(transpoint);
-    for (std::size_t r = 0; r < ranks; ++r) time[r] += by_rank[r].*direction;
-    needs.wait(time);
+  const auto wait = [&](std::int64_t transpoint, bool forward) {
+    bool keys_cross = false;
+    for (std::size_t r = 1; r < ranks; ++r) keys_cross |= segments[r].front().begin < transpoint;
+    const double last = *std::max_element(time.begin(), time.end());
+    for (std::size_t r = 0; r < ranks; ++r) {
+      bool only_sends = c.train.device == "cuda" && !keys_cross;
+      for (std::size_t other = 0; other < ranks; ++other)
+        if (other != r)
+          only_sends &= forward ? segments[other].front().begin > segments[r].back().begin
+                                : segments[other].back().begin < segments[r].front().begin;
+      if (!only_sends) time[r] = last;
+    }
   };
+  const auto mix = [&](std::int64_t transpoint, double Seconds::*direction) {
+    for (std::size_t r = 0; r < ranks; ++r) time[r] += mixing.at(transpoint)[r].*direction;
+  };
+  const Seconds rest = mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c));
+  const Seconds mlp = mlp_time(share).compute;
   const Seconds embedding = embedding_time(share).compute, head = head_time(share).compute;
   add(embedding.forward);
   std::size_t mixer = 0;
   for (std::int64_t i = 0; i < c.model.num_layers; ++i)
-    if (c.model.kind(i) == 'T')
-      add(rest.forward), mix(transpoints[mixer++], &Seconds::forward, earlier);
-    else
+    if (c.model.kind(i) == 'T') {
+      add(rest.forward), wait(transpoints[mixer], true);  // summaries are made before ranks attend and scan
+      mix(transpoints[mixer++], &Seconds::forward);
+    } else {
       add(mlp.forward);
+    }
   add(head.total());
   for (std::int64_t i = c.model.num_layers; i-- > 0;)
-    if (c.model.kind(i) == 'T')
-      add(rest.backward), mix(transpoints[--mixer], &Seconds::backward, later);
-    else
+    if (c.model.kind(i) == 'T') {
+      add(rest.backward), mix(transpoints[--mixer], &Seconds::backward);
+      wait(transpoints[mixer], false);
+    } else {
       add(mlp.backward);
+    }
   add(embedding.backward);
   return *std::max_element(time.begin(), time.end());
 }
@@ -191,7 +183,7 @@ Seconds cp_seconds(const RankShare& share, std::int64_t transpoint) {
   if (c.model.conv_width > 1) {
     const double halo = batch * segments * real(c.model.conv_width - 1) * heads * (2 * n + p) * bytes;
     const double once = collective_seconds(links.exchange, cp, halo, 1);
-    seconds += {once, once};
+    seconds += {c.train.device == "cuda" ? 0 : once, once};  // on a GPU beside the convolution
   }
   if (again(c) == Recompute::full) seconds.backward += seconds.forward;
   return seconds;
@@ -258,7 +250,8 @@ std::vector<LayerTime> layer_times(const RankShare& share, std::span<const std::
   for (const auto& [transpoint, by_rank] : mixing) {
     LayerTime& time = mixers[transpoint];
     const Seconds mean = mean_of(by_rank);
-    const double more = uneven > 0 ? std::max(waited, 0.0) * excess[transpoint] / uneven : 0;
+    const double more = std::max(waited, 0.0) *
+                        (uneven > 0 ? excess[transpoint] / uneven : 1 / real(std::ssize(transpoints)));
     time.compute = mixer_rest_seconds(c.model, share.machine, rank_tokens(c), c.parallel.tp, again(c));
     time.compute += mean.total() > 0 ? mean * (1 + more / mean.total()) : mean;
     time.tp = layer_tp_seconds(share, heads * (2 * n + 2 * p + 1), heads * p);

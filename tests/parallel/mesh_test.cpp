@@ -130,6 +130,9 @@ TEST(MeshesOfUnevenRuns, TrainLikeOneRank) {
     const ContextLayout layout = plan_layout(shared, machine);
     EXPECT_LT(layout.tokens_of(0), layout.most_tokens()) << "of runs as long as each other nothing is learnt";
     expect_equal(train(c, share, 1), serial, 1e-10);
+    Config other = c;
+    other.train.micro_batch = 2, other.train.recompute = "full";
+    if (share.dp == 1) expect_equal(train(other, share, 1), serial, 1e-10);
   }
 }
 

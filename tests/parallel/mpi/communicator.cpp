@@ -1,8 +1,8 @@
 // Run by mpirun: communicator contract     the contract tests over MPI
 //                communicator mismatch     calls that do not fit: every rank's Error names both
 //                communicator timeout      a rank that does not come is named
-//                communicator gpu_wait     a rank that waits for its GPU asks and answers those that wait for
-//                it communicator lost         a failure that only a destructor has seen is not forgotten
+//                communicator gpu_wait     ranks that wait for their GPUs ask and answer
+//                communicator lost         a failure that only a destructor has seen is not forgotten
 //                communicator deadlock     ranks that wait for each other for ever say so within seconds
 //                communicator slow         ranks that wait for slow ones are left alone
 //                communicator latency      prints the time of small calls
