@@ -73,18 +73,22 @@ double pass_seconds(const RankShare& share, std::span<const std::int64_t> transp
   const auto add = [&](double seconds) {
     for (std::size_t r = 0; r < ranks; ++r) time[r] += seconds * portion[r];
   };
-  const auto wait = [&](std::int64_t transpoint, bool forward) {
+  std::vector<bool> is_first, is_last;  // all tokens of other ranks are after this rank's, or before
+  for (std::size_t r = 0; r < ranks; ++r) {
+    const auto others = [&](auto&& are) {
+      for (std::size_t other = 0; other < ranks; ++other)
+        if (other != r && !are(segments[other], segments[r])) return false;
+      return true;
+    };
+    is_first.push_back(others([](auto& x, auto& mine) { return x.front().begin > mine.back().begin; }));
+    is_last.push_back(others([](auto& x, auto& mine) { return x.back().begin < mine.front().begin; }));
+  }
+  const auto wait = [&](std::int64_t transpoint, const std::vector<bool>& only_sends) {
     bool keys_cross = false;
     for (std::size_t r = 1; r < ranks; ++r) keys_cross |= segments[r].front().begin < transpoint;
     const double last = *std::max_element(time.begin(), time.end());
-    for (std::size_t r = 0; r < ranks; ++r) {
-      bool only_sends = c.train.device == "cuda" && !keys_cross;
-      for (std::size_t other = 0; other < ranks; ++other)
-        if (other != r)
-          only_sends &= forward ? segments[other].front().begin > segments[r].back().begin
-                                : segments[other].back().begin < segments[r].front().begin;
-      if (!only_sends) time[r] = last;
-    }
+    for (std::size_t r = 0; r < ranks; ++r)
+      if (!only_sends[r] || keys_cross || c.train.device == "cpu") time[r] = last;
   };
   const auto mix = [&](std::int64_t transpoint, double Seconds::*direction) {
     for (std::size_t r = 0; r < ranks; ++r) time[r] += mixing.at(transpoint)[r].*direction;
@@ -96,7 +100,8 @@ double pass_seconds(const RankShare& share, std::span<const std::int64_t> transp
   std::size_t mixer = 0;
   for (std::int64_t i = 0; i < c.model.num_layers; ++i)
     if (c.model.kind(i) == 'T') {
-      add(rest.forward), wait(transpoints[mixer], true);  // summaries are made before ranks attend and scan
+      add(rest.forward),
+          wait(transpoints[mixer], is_first);  // summaries are made before ranks attend and scan
       mix(transpoints[mixer++], &Seconds::forward);
     } else {
       add(mlp.forward);
@@ -105,7 +110,7 @@ double pass_seconds(const RankShare& share, std::span<const std::int64_t> transp
   for (std::int64_t i = c.model.num_layers; i-- > 0;)
     if (c.model.kind(i) == 'T') {
       add(rest.backward), mix(transpoints[--mixer], &Seconds::backward);
-      wait(transpoints[mixer], false);
+      wait(transpoints[mixer], is_last);
     } else {
       add(mlp.backward);
     }
