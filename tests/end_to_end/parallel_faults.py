@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from support.mpi import ENVIRONMENT, keys, losses, mpirun, start_ranks, succeeds
+from support.mpi import ENVIRONMENT, keys, losses, mpirun, start_ranks, succeeds, wait_after
 from support.program import PROGRAM, clean_scratch, expect, finish, make_config, make_data, metrics
 
 STEPS, EVERY, AT, TIMEOUT, LOST = 24, 4, 10, 6, 76
@@ -42,13 +42,7 @@ def goes_on(kind, *said):
 def ends(kind, rank, codes, seconds, *said):
     """The fault ends the run so soon after the last step before it, with these words on stderr."""
     process = start_ranks(4, *words, *fault(kind, rank))
-    path, last = Path(kind) / "metrics.jsonl", time.time()
-    while process.poll() is None:
-        if not path.exists() or path.read_text().count("\n") < AT - 1:
-            last = time.time()
-        time.sleep(0.005)
-    took = time.time() - last
-    err = process.communicate()[1]
+    took, err = wait_after(process, Path(kind) / "metrics.jsonl", AT - 1)
     expect(process.returncode in codes and took < seconds,
            f"{kind}: expected exit code {codes} within {seconds} s, got {process.returncode} after {took:.1f} s: {err}")
     for part in said:

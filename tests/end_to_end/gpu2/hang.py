@@ -7,11 +7,10 @@ Takes about 15 s a mesh, most of which a rank waits.
 """
 import re
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from support.mpi import keys, losses, start_ranks, succeeds
+from support.mpi import keys, losses, start_ranks, succeeds, wait_after
 from support.program import clean_scratch, expect, finish, make_config, make_data
 
 DEVICE = "cpu" if sys.argv[3:] == ["cpu"] else "cuda"
@@ -24,13 +23,7 @@ words = ["train", make_config(), "--train.device", DEVICE, "--train.steps", STEP
 for kind, mesh in [("hang", "tp=2"), ("hang", "dp=2"), ("hang", "cp=2"), ("stop", "pp=2")]:
     words_of_mesh = [*words, *keys(mesh), "--checkpoint.path", mesh]
     process = start_ranks(2, *words_of_mesh, "--fault.kind", kind, "--fault.rank", 1, "--fault.step", AT)
-    path, last = Path(mesh) / "metrics.jsonl", time.time()
-    while process.poll() is None:
-        if not path.exists() or path.read_text().count("\n") < AT - 1:
-            last = time.time()
-        time.sleep(0.005)
-    took = time.time() - last
-    err = process.communicate()[1]
+    took, err = wait_after(process, Path(mesh) / "metrics.jsonl", AT - 1)
     name = f"{kind}, {mesh}"
     # Up to 3 s after it gave up: 2 for NCCL to end its calls, 1 for other ranks to fail too.
     expect(process.returncode == LOST and TIMEOUT / 2 < took < TIMEOUT + 1,

@@ -27,6 +27,16 @@ def start_ranks(ranks, *words):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+def wait_after(process, lines_in, lines):
+    """Until it ends: seconds since the file `lines_in` had so many lines, and what it said on stderr."""
+    last = time.time()
+    while process.poll() is None:
+        if not lines_in.exists() or lines_in.read_text().count("\n") < lines:
+            last = time.time()
+        time.sleep(0.005)
+    return time.time() - last, process.communicate()[1]
+
+
 def _children(pid, name):
     """Process ids of its children of this name, in their order; processes may end meanwhile."""
     found = []
