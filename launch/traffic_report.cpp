@@ -12,11 +12,26 @@
 namespace transmamba {
 
 void TrafficReport::add_step(double seconds) {
-  ++steps_, seconds_ += seconds;
-  add_rest();
+  ++steps_, rests_ += leaves_;  // this step waited for what the one before it had left
+  leaves_ = true;
+  add(seconds);
 }
 
-void TrafficReport::add_rest() {
+void TrafficReport::leave_out_step() {
+  leaves_ = true;
+  restart();
+}
+
+void TrafficReport::add_rest(double seconds) {
+  if (leaves_ && rests_ < steps_)
+    ++rests_, add(seconds);
+  else
+    restart();
+  leaves_ = false;
+}
+
+void TrafficReport::add(double seconds) {
+  seconds_ += seconds;
   for (const auto& [key, traffic] : world_.recorder().table()) traffic_[key] += traffic;
   restart();
 }

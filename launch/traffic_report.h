@@ -21,7 +21,7 @@ struct TrafficLine {
 struct TrafficSummary {
   int ranks = 0;
   std::int64_t steps = 0;
-  double seconds_per_step = 0;     ///< mean over ranks
+  double seconds_per_step = 0;     ///< mean over ranks, with waits after a step for what it left under way
   std::vector<TrafficLine> lines;  ///< those with most exposed time first
 };
 
@@ -32,15 +32,21 @@ class TrafficReport {
   explicit TrafficReport(Communicator& world) : world_(world) { restart(); }
   void restart() { world_.recorder().reset(); }  ///< what was said since the last step does not count
   void add_step(double seconds);
-  void add_rest();  ///< what the last step left to wait for
+  void leave_out_step();
+  /// Between steps, the rank has waited for what the last one had left under way. As many steps' rests count
+  /// as steps do: what the next step waits for, or this; where a step before was left out, not both.
+  void add_rest(double seconds);
 
   TrafficSummary summary() const;  ///< a collective call
 
  private:
+  void add(double seconds);
+
   Communicator& world_;
   std::map<Recorder::Key, Traffic> traffic_;
-  std::int64_t steps_ = 0;
+  std::int64_t steps_ = 0, rests_ = 0;
   double seconds_ = 0;
+  bool leaves_ = false;  // a step was made, and nothing has waited for what it left
 };
 
 /// A halo is a few hundred bytes, a model's gradients are gigabytes.

@@ -128,6 +128,11 @@ ExitCode Trainer::run() {
   const auto due = [&](std::int64_t every) {
     return state_.step == steps || (every > 0 && state_.step % every == 0);
   };
+  const auto finish = [&] {
+    const auto start = Clock::now();
+    engine_->finish();
+    traffic_.add_rest(seconds_since(start));
+  };
   double training_seconds = 0;
   std::int64_t trained = 0;
   bool stops = false;
@@ -141,12 +146,11 @@ ExitCode Trainer::run() {
     const double seconds = seconds_since(start);
     training_seconds += seconds, ++trained;
     pace_.add_step(seconds);
-    if (is_profiled)
-      profiler_->end_step(), traffic_.restart();
-    else if (trained > config_.log.communication_skip)
+    if (is_profiled) profiler_->end_step();
+    if (!is_profiled && trained > config_.log.communication_skip)
       traffic_.add_step(seconds);
     else
-      traffic_.restart();
+      traffic_.leave_out_step();
 
     if (is_line_due(state_.step, config_.log.every, steps)) slowest_ = pace_.slowest(), traffic_.restart();
     if (log_)
@@ -168,14 +172,12 @@ ExitCode Trainer::run() {
                                   static_cast<double>(steps - state_.step)});
     if (result.skipped) report_bad_step(), traffic_.restart();
     if (saves_) saves_->move_on(result.flags), traffic_.restart();
-    if (profiler_ && !is_profiled && profiler_->is_due())
-      engine_->finish(), traffic_.add_rest(), profiler_->report(), traffic_.restart();
+    if (profiler_ && !is_profiled && profiler_->is_due()) finish(), profiler_->report(), traffic_.restart();
     stops = result.flags.stops && state_.step < steps;
     const bool saves = saves_ && (stops || due(config_.checkpoint.every)),
                validates = data_.validation && !stops && due(t.validate_every);
     if (!saves && !validates && state_.step < steps) continue;
-    engine_->finish();
-    traffic_.add_rest();
+    finish();
     const auto save = [&] { saves_->begin(state_, stops || state_.step == steps); };
     std::vector<Batch> batches;
     if (validates) try {

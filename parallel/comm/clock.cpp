@@ -1,5 +1,6 @@
 #include "parallel/comm/clock.h"
 
+#include <algorithm>
 #include <array>
 #include <limits>
 
@@ -43,6 +44,9 @@ ClockOffset measure_clock_offset(Communicator& world, const std::function<double
 }
 
 double on_first_clock(const ClockOffset& early, const ClockOffset& late, double time) {
+  const double low = std::max(early.offset - early.round_trip / 2, late.offset - late.round_trip / 2),
+               high = std::min(early.offset + early.round_trip / 2, late.offset + late.round_trip / 2);
+  if (low <= high) return time + (low + high) / 2;
   const double apart = late.at - early.at;
   const double share = apart > 0 ? (time - early.at) / apart : 0;
   return time + early.offset + share * (late.offset - early.offset);

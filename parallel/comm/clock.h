@@ -18,7 +18,7 @@ struct ClockOffset {
 ClockOffset measure_clock_offset(Communicator& world, const std::function<double()>& now);
 
 /// On rank 0's clock, what happened at `time` by this rank's: linear between two measurements, for clocks
-/// drift.
+/// drift; but where one offset fits both measurements that one, so that times keep their lengths.
 double on_first_clock(const ClockOffset& early, const ClockOffset& late, double time);
 
 }  // namespace transmamba

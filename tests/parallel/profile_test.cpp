@@ -147,6 +147,17 @@ TEST(Clocks, OfAllRanksBecomeOne) {
   });
 }
 
+TEST(Clocks, DriftByNoMoreThanTheirMeasurementsMayBeOffByKeepTheirPace) {
+  const ClockOffset early{.at = 10, .offset = 5, .round_trip = 0.5};
+  const double fits = on_first_clock(early, {.at = 12, .offset = 5.25, .round_trip = 0.25}, 10);
+  EXPECT_EQ(fits, 10 + (5.125 + 5.25) / 2);
+  EXPECT_EQ(on_first_clock(early, {.at = 12, .offset = 5.25, .round_trip = 0.25}, 12), fits + 2);
+  const ClockOffset drifted{.at = 12, .offset = 6, .round_trip = 0.25};
+  EXPECT_EQ(on_first_clock(early, drifted, 10), 15);
+  EXPECT_EQ(on_first_clock(early, drifted, 11), 16.5);
+  EXPECT_EQ(on_first_clock(early, drifted, 12), 18);
+}
+
 Config small(const char* mesh) {
   const std::string ini =
       "[model]\nvocab_size = 11\nhidden_size = 8\nnum_layers = 4\nnum_heads = 2\nffn_hidden_size = 8\n"
