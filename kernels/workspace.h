@@ -40,7 +40,8 @@ struct AttentionPiece {
 };
 AttentionPiece attention_backward_piece(std::int64_t b, std::int64_t h, std::int64_t tq, std::int64_t tk,
                                         bool deterministic);
-/// Bytes of attention's backward pass, as cuDNN 9.19 asks for them on a Hopper GPU: a float32 a query and
+/// Bytes of attention's backward pass where it overwrites its gradients (kernels/attention.h says what it
+/// takes to add to them, and forward), as cuDNN 9.19 asks for them on a Hopper GPU: a float32 a query and
 /// head, and, of each head of a piece, where the order of additions is fixed 2 bytes a score (queries and
 /// keys in blocks of 64 and 128), or else dq in float32. cuDNN itself is asked when a call is made; another
 /// version may want more.

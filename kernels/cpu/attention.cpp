@@ -22,7 +22,8 @@ std::int64_t visible(std::int64_t i, std::int64_t offset, std::int64_t j0, std::
   return std::clamp<std::int64_t>(i + offset + 1 - j0, 0, keys);
 }
 
-/// One block of queries of one head against all the keys it sees.
+/// One block of queries of one head against all the keys it sees. What came before, (lse, o), is as one more
+/// key: its score is lse and its value o.
 template <class T>
 void forward_block(const Attention& a, std::int64_t b, std::int64_t h, std::int64_t i0, std::int64_t i1) {
   const std::int64_t n = a.q.dim(3), p = a.v.dim(3), rows = i1 - i0;
@@ -30,7 +31,11 @@ void forward_block(const Attention& a, std::int64_t b, std::int64_t h, std::int6
   const T scale = T(1) / std::sqrt(static_cast<T>(n));
   std::vector<T> scores(static_cast<std::size_t>(rows * kKeyBlock)), out(static_cast<std::size_t>(rows * p));
   std::vector<T> top(static_cast<std::size_t>(rows), -std::numeric_limits<T>::infinity()),
-      total(static_cast<std::size_t>(rows), T(0));
+      total(static_cast<std::size_t>(rows), T(a.continues ? 1 : 0));
+  for (std::int64_t r = 0; r < rows && a.continues; ++r) {
+    top[static_cast<std::size_t>(r)] = *a.lse.ptr<T>(b, h, i0 + r);
+    std::copy_n(a.o.ptr<T>(b, i0 + r, h), p, out.data() + r * p);
+  }
 
   for (std::int64_t j0 = 0; j0 < seen; j0 += kKeyBlock) {
     const std::int64_t keys = std::min(kKeyBlock, seen - j0);
@@ -45,7 +50,7 @@ void forward_block(const Attention& a, std::int64_t b, std::int64_t h, std::int6
         T high = m;
 #pragma omp simd reduction(max : high)
         for (std::int64_t j = 0; j < live; ++j) high = std::max(high, s[j]);
-        const T shrink = j0 == 0 ? T(0) : exp_or_zero(m - high);
+        const T shrink = j0 == 0 && !a.continues ? T(0) : exp_or_zero(m - high);
         T sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (std::int64_t j = 0; j < live; ++j) sum += s[j] = exp_or_zero(s[j] - high);
@@ -80,7 +85,7 @@ void backward_head(const AttentionBackward& a, std::int64_t b, std::int64_t h) {
 #pragma omp simd reduction(+ : sum)
     for (std::int64_t c = 0; c < p; ++c) sum += dy[c] * y[c];
     dot[static_cast<std::size_t>(i)] = sum;
-    std::fill_n(a.dq.ptr<T>(b, i, h), n, T(0));
+    if (!a.accumulate_dq) std::fill_n(a.dq.ptr<T>(b, i, h), n, T(0));
   }
   for (std::int64_t j0 = 0; j0 < tk; j0 += kKeyBlock) {
     const std::int64_t keys = std::min(kKeyBlock, tk - j0);

@@ -24,6 +24,7 @@ struct Forward {
   Strided<T> o, lse;
   std::int64_t tq, tk, heads, n, p, offset, blocks;  // blocks of rows a head
   T scale;
+  bool continues;
 };
 template <class T>
 struct Backward {
@@ -32,7 +33,7 @@ struct Backward {
   T* dot;  // (b, h, tq): sum_j P_ij dP_ij = dout_i . o_i
   std::int64_t tq, tk, heads, n, p, offset, blocks;
   T scale;
-  bool accumulate;
+  bool accumulate, accumulate_dq;
 };
 
 /// Which head and which row this warp owns.
@@ -56,9 +57,8 @@ __device__ void load_tile(const Strided<const T>& x, const Owner& at, std::int64
   }
 }
 /// This warp's own row, zeros if there is none.
-template <class T>
-__device__ void load_row(const Strided<const T>& x, const Owner& at, bool exists, std::int64_t width,
-                         T* row) {
+template <class X, class T>
+__device__ void load_row(const Strided<X>& x, const Owner& at, bool exists, std::int64_t width, T* row) {
   for (std::int64_t c = threadIdx.x % kWarp; c < width; c += kWarp)
     row[c] = exists ? x(at.b, at.row, at.h)[c] : T(0);
 }
@@ -112,8 +112,10 @@ __global__ void forward(Forward<T> a) {
   const int lane = threadIdx.x % kWarp;
   const bool exists = at.row < a.tq;
   load_row(a.q, at, exists, n, q);
-  clear_row(out, p);
-  T top = -static_cast<T>(INFINITY), total = 0;
+  load_row(a.o, at, exists && a.continues, p, out);
+  // What came before is as one more key, of score lse and value o.
+  T top = exists && a.continues ? *a.lse(at.b, at.h, at.row) : -static_cast<T>(INFINITY);
+  T total = a.continues ? T(1) : T(0);
 
   const std::int64_t seen = min(a.tk, at.first + kRows + a.offset);  // by the block's last query
   for (std::int64_t begin = 0; begin < seen; begin += kTile) {
@@ -178,7 +180,11 @@ __global__ void query_gradient(Backward<T> a) {
                (dot(dout, values + lane * v_step, p) - mean) * a.scale;
     add_tile(dq, T(1), dscore, keys, k_step, n);
   }
-  if (exists) store_row(dq, T(1), a.dq(at.b, at.row, at.h), n);
+  if (!exists) return;
+  if (a.accumulate_dq)
+    add_row(dq, a.dq(at.b, at.row, at.h), n);
+  else
+    store_row(dq, T(1), a.dq(at.b, at.row, at.h), n);
 }
 
 template <class T>
@@ -251,7 +257,8 @@ void attention(const Attention& a, const Stream& stream) {
                                p,
                                a.offset,
                                blocks,
-                               T(1) / std::sqrt(static_cast<T>(n))};
+                               T(1) / std::sqrt(static_cast<T>(n)),
+                               a.continues};
     launch("attention", stream, grid_of<T>(b * h * blocks, n, p, n + p), forward<T>, arguments);
   });
 }
@@ -282,7 +289,8 @@ void attention_backward(const AttentionBackward& a, const Stream& stream) {
                           a.offset,
                           blocks_of(tq),
                           T(1) / std::sqrt(static_cast<T>(n)),
-                          a.accumulate};
+                          a.accumulate,
+                          a.accumulate_dq};
     launch(op, stream, {b * h * arguments.blocks, kRows * kWarp}, row_dots<T>, arguments);
     launch(op, stream, grid_of<T>(b * h * arguments.blocks, n, p, 2 * n + p), query_gradient<T>, arguments);
     arguments.blocks = blocks_of(tk);

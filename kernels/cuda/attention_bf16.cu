@@ -1,7 +1,7 @@
 // Attention of bfloat16: cut into calls that cuDNN's fused kernels know. They take any strides that are
 // multiples of 16 bytes, a contiguous lse, and two masks, so what remains here is: queries that see all keys
-// apart from those before them; an lse that is a slice; gradients that are added to; and, because cuDNN's
-// deterministic backward pass on Hopper stores a score of every query and key, few heads at a time.
+// apart from those before them; an lse that is a slice; results that are added to what there is; and, because
+// cuDNN's deterministic backward pass on Hopper stores a score of every query and key, few heads at a time.
 #include "kernels/cuda/attention_bf16.cuh"
 
 #include <algorithm>
@@ -59,19 +59,28 @@ class Dense {
   View view_;
 };
 
-/// Every query sees the one key: the softmax is 1, and cuDNN does not take it.
-void one_score_backward(const AttentionBackward& a, const Stream& stream) {
-  cuda::fill({0, a.dq}, stream);
-  if (a.accumulate) return cuda::add({a.dout, a.dv}, stream);
-  cuda::fill({0, a.dk}, stream);
-  cuda::copy({a.dout, a.dv}, stream);
-}
+/// Where cuDNN, which overwrites, writes a gradient: there itself, or where it is added from.
+class Gradient {
+ public:
+  Gradient(const View& sum, bool adds, const Stream& stream, std::string_view op)
+      : sum_(sum), adds_(adds), addend_(adds ? sum : sum.slice(0, 0, 0), stream, op) {}
+  operator View() const { return adds_ ? View(addend_) : sum_; }  // NOLINT: it is its view
+  void finish(const Stream& stream) const {
+    if (adds_) cuda::add({View(addend_), sum_}, stream);
+  }
 
-/// dk and dv of a run of queries, for all of its keys.
+ private:
+  View sum_;
+  bool adds_;
+  Dense addend_;
+};
+
+/// Gradients of a run of queries and of all of its keys.
 void run_backward(const AttentionBackward& a, Mask mask, const Stream& stream) {
   constexpr auto op = "attention_backward";
   const std::int64_t b = a.q.dim(0), tq = a.q.dim(1), h = a.q.dim(2), tk = a.k.dim(1);
-  if (tq == 1 && tk == 1) return one_score_backward(a, stream);
+  // cuDNN refuses it. Its probability is not 1 where the query's other keys come in other calls.
+  if (tq == 1 && tk == 1) return one_score_backward_bf16(a, stream);
   if (!a.lse.contiguous()) {
     const Dense lse(a.lse, stream, op);
     cuda::copy({a.lse, lse}, stream);
@@ -83,16 +92,13 @@ void run_backward(const AttentionBackward& a, Mask mask, const Stream& stream) {
   for (std::int64_t i = 0; i < b; i += piece.sequences)
     for (std::int64_t j = 0; j < h; j += piece.heads) {
       const auto of = [&](const auto& x) { return part(x, i, j, piece); };
-      AttentionBackward call{of(a.dout), of(a.q),  of(a.k),  of(a.v), of(a.o),
-                             of(a.lse),  of(a.dq), of(a.dk), of(a.dv)};
-      const View dk = call.dk, dv = call.dv;
-      const Dense more_dk(a.accumulate ? dk : dk.slice(0, 0, 0), stream, op),
-          more_dv(a.accumulate ? dv : dv.slice(0, 0, 0), stream, op);
-      if (a.accumulate) call.dk = more_dk, call.dv = more_dv;
+      const Gradient dq(of(a.dq), a.accumulate_dq, stream, op), dk(of(a.dk), a.accumulate, stream, op),
+          dv(of(a.dv), a.accumulate, stream, op);
+      const AttentionBackward call{of(a.dout), of(a.q), of(a.k), of(a.v), of(a.o), of(a.lse), dq, dk, dv};
       const FusedPlan& plan = fused_plan(call, mask, stream.deterministic);
       const Workspace<std::byte> memory(workspace_bytes(plan), stream, op);
       run(plan, call, memory.data(), stream);
-      if (a.accumulate) cuda::add({call.dk, dk}, stream), cuda::add({call.dv, dv}, stream);
+      dq.finish(stream), dk.finish(stream), dv.finish(stream);
     }
 }
 
@@ -105,14 +111,19 @@ void attention_bf16(const Attention& a, const Stream& stream) {
   check_widths(a.q.dim(3), a.v.dim(3), op);
   check_rows(a.q, op, "q"), check_rows(a.k, op, "k"), check_rows(a.v, op, "v"), check_rows(a.o, op, "o");
   for_each_run(tq, tk, a.offset, [&](std::int64_t begin, std::int64_t end, Mask mask) {
-    const View lse = a.lse.slice(2, begin, end);
-    const Dense dense_lse(lse.contiguous() ? lse.slice(0, 0, 0) : lse, stream, op);
+    const View o = a.o.slice(1, begin, end), lse = a.lse.slice(2, begin, end);
+    const bool direct = lse.contiguous() && !a.continues;
+    const Dense more_o(a.continues ? o : o.slice(0, 0, 0), stream, op),
+        more_lse(direct ? lse.slice(0, 0, 0) : lse, stream, op);
     const Attention call{a.q.slice(1, begin, end), a.k.slice(1, 0, tk), a.v.slice(1, 0, tk),
-                         a.o.slice(1, begin, end), lse.contiguous() ? lse : dense_lse};
+                         a.continues ? View(more_o) : o, direct ? lse : View(more_lse)};
     const FusedPlan& plan = fused_plan(call, mask);
     const Workspace<std::byte> memory(workspace_bytes(plan), stream, op);
     run(plan, call, memory.data(), stream);
-    if (!lse.contiguous()) cuda::copy({call.lse, lse}, stream);
+    if (a.continues)
+      merge_attention_bf16({call.o, call.lse, o, lse}, stream);
+    else if (!direct)
+      cuda::copy({call.lse, lse}, stream);
   });
 }
 
@@ -144,7 +155,8 @@ void attention_backward_bf16(const AttentionBackward& a, const Stream& stream) {
                   .dq = a.dq.slice(1, begin, end),
                   .dk = a.dk.slice(1, 0, tk),
                   .dv = a.dv.slice(1, 0, tk),
-                  .accumulate = a.accumulate || begin > 0},
+                  .accumulate = a.accumulate || begin > 0,
+                  .accumulate_dq = a.accumulate_dq},
                  mask, stream);
   });
 }

@@ -15,8 +15,8 @@ enum class Mask : std::uint8_t { causal, none };
 /// thread.
 struct FusedPlan;
 
-/// lse must be contiguous. Of an argument only types, shapes and strides are looked at; `offset` and
-/// `accumulate` are not.
+/// lse must be contiguous. Of an argument only types, shapes and strides are looked at; `offset` is not, nor
+/// what says whether results are added to what there is: they are not.
 const FusedPlan& fused_plan(const Attention&, Mask);
 const FusedPlan& fused_plan(const AttentionBackward&, Mask, bool deterministic);
 

@@ -1,6 +1,7 @@
 // Attention of bfloat16 on the GPU against float64 on the CPU.
 #include "aligned.h"
 #include "kernels/attention.h"
+#include "key_parts.h"
 
 namespace transmamba {
 namespace {
@@ -19,7 +20,7 @@ struct Problem {
   Aligned q, k, v, dout, o, lse, dq, dk, dv;
   Array exact_q, exact_k, exact_v, exact_dout, exact_o, exact_lse, exact_dq, exact_dk, exact_dv;
 
-  explicit Problem(const Sizes& s)
+  explicit Problem(const Sizes& s, double score = 1, double value = 1)
       : z(s),
         q({s.b, s.tq, s.h, s.n}, DType::bf16),
         k({s.b, s.tk, s.h, s.n}, DType::bf16),
@@ -30,7 +31,7 @@ struct Problem {
         dq(q->shape(), DType::bf16),
         dk(k->shape(), DType::bf16),
         dv(v->shape(), DType::bf16) {
-    q.fill_normal(1), k.fill_normal(2), v.fill_normal(3);
+    q.fill_normal(1, score), k.fill_normal(2), v.fill_normal(3, value);
     dout.fill_normal(4, 1 / std::sqrt(static_cast<double>(s.p)));  // as large as its products with v
     exact_q = q.exact(), exact_k = k.exact(), exact_v = v.exact(), exact_dout = dout.exact();
     exact_o = o.exact(), exact_lse = Array(lse->shape(), DType::f64);
@@ -45,6 +46,27 @@ struct Problem {
     TestStream::Argument stream = kGpu;
     stream.deterministic = deterministic;
     attention_backward({dout, q, k, v, o, lse, dq, dk, dv, z.offset, accumulate}, stream);
+  }
+  void forward_over(const Keys& keys, bool continues) const {
+    const auto of = [&](const View& x) { return x.slice(1, keys.first, keys.second); };
+    attention({q, of(k), of(v), o, lse, offset_to(keys, z.offset), continues}, TestStream::Argument(kGpu));
+  }
+  void backward_over(const Keys& keys, bool accumulate_dq, bool deterministic) const {
+    const auto of = [&](const View& x) { return x.slice(1, keys.first, keys.second); };
+    TestStream::Argument stream = kGpu;
+    stream.deterministic = deterministic;
+    attention_backward({.dout = dout,
+                        .q = q,
+                        .k = of(k),
+                        .v = of(v),
+                        .o = o,
+                        .lse = lse,
+                        .dq = dq,
+                        .dk = of(dk),
+                        .dv = of(dv),
+                        .offset = offset_to(keys, z.offset),
+                        .accumulate_dq = accumulate_dq},
+                       stream);
   }
   void check_all() const {
     const auto name = [&] {
@@ -136,6 +158,47 @@ TEST(AttentionBf16, QueriesInSegmentsAddUpToTheGradientsOfTheirKeys) {
     first = false;
   }
   s.check_all();
+}
+
+TEST(AttentionBf16, KeysInPartsInAnyOrderAgreeWithFloat64) {
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
+  struct Parts {
+    Sizes z;
+    std::vector<std::int64_t> cuts;
+  };
+  for (const auto& [z, cuts] :
+       {Parts{{2, 130, 430, 3, 96, 96, 300}, {0, 300, 430}},
+        Parts{{2, 130, 430, 3, 96, 64, 300}, {0, 170, 300, 430}},
+        Parts{{1, 33, 70, 1, 64, 128, 37}, {0, 37, 70}},      // a contiguous lse
+        Parts{{1, 9, 80, 2, 128, 96, 40}, {0, 40, 80}},       // the last keys are seen by none
+        Parts{{2, 40, 100, 2, 64, 64, 120}, {0, 60, 100}},    // all keys are seen by all
+        Parts{{1, 50, 91, 2, 96, 96, 40}, {0, 1, 91}},        // one key, and several queries
+        Parts{{2, 3, 1030, 64, 64, 64, 1027}, {0, 3, 1030}},  // more heads than are taken at a time
+        Parts{{2, 1, 3, 2, 96, 64, 2}, {0, 1, 2, 3}}}) {      // one query, and one key a call
+    const Problem s(z);
+    for (bool deterministic : {true, false})
+      for (const std::vector<Keys>& parts : orders_of_parts(cuts)) {
+        for (const Aligned* out : {&s.o, &s.lse, &s.dq, &s.dk, &s.dv}) fill_with(*out, NAN);
+        for (const Keys& keys : parts) s.forward_over(keys, /*continues=*/keys != parts.front());
+        for (const Keys& keys : parts)
+          s.backward_over(keys, /*accumulate_dq=*/keys != parts.front(), deterministic);
+        s.check_all();
+      }
+  }
+}
+
+TEST(AttentionBf16, PartsOfLargeScoresDoNotOverflow) {
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
+  // Of small values: o is hardly an average of them, and is rounded more often than in one call.
+  const Problem s({2, 130, 430, 3, 96, 96, 300}, /*score=*/40, /*value=*/0.25);
+  double largest = 0;
+  for_each_index(s.exact_lse->shape(), [&](auto& at) { largest = std::max(largest, s.exact_lse(at)); });
+  EXPECT_GT(largest, std::log(static_cast<double>(std::numeric_limits<float>::max())));
+  for (const std::vector<Keys>& parts : orders_of_parts({0, 170, 300, 430})) {
+    for (const Keys& keys : parts) s.forward_over(keys, /*continues=*/keys != parts.front());
+    EXPECT_TRUE(s.o.holds(s.exact_o));
+    EXPECT_TRUE(s.lse.holds(s.exact_lse));
+  }
 }
 
 TEST(AttentionBf16, SlicesOfOneProjectionNeedNoCopies) {

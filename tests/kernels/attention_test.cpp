@@ -1,5 +1,6 @@
 #include "kernels/attention.h"
 
+#include "key_parts.h"
 #include "testing.h"
 
 namespace transmamba {
@@ -37,6 +38,31 @@ struct Problem {
                         .dk = dk,
                         .dv = dv,
                         .offset = z.offset},
+                       variant.stream);
+  }
+  void forward_over(const Keys& keys, bool continues) const {
+    attention({.q = q,
+               .k = k->slice(1, keys.first, keys.second),
+               .v = v->slice(1, keys.first, keys.second),
+               .o = o,
+               .lse = lse,
+               .offset = offset_to(keys, z.offset),
+               .continues = continues},
+              variant.stream);
+  }
+  void backward_over(const Keys& keys, bool accumulate_dq) const {
+    const auto of = [&](const View& x) { return x.slice(1, keys.first, keys.second); };
+    attention_backward({.dout = dout,
+                        .q = q,
+                        .k = of(k),
+                        .v = of(v),
+                        .o = o,
+                        .lse = lse,
+                        .dq = dq,
+                        .dk = of(dk),
+                        .dv = of(dv),
+                        .offset = offset_to(keys, z.offset),
+                        .accumulate_dq = accumulate_dq},
                        variant.stream);
   }
   double score(std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j) const {
@@ -172,6 +198,57 @@ TEST(Attention, LargeScoresDoNotOverflow) {
     for (const Array& out : {s.o, s.dq, s.dk, s.dv})
       for_each_index(out->shape(), [&](auto& at) { EXPECT_TRUE(std::isfinite(out(at))); });
   }
+}
+
+struct Parts {
+  Sizes z;
+  std::vector<std::int64_t> cuts;
+};
+const Parts kParts[] = {
+    {{2, 70, 210, 2, 8, 6, 140}, {0, 140, 210}},  // earlier keys, which all queries see, and their own
+    {{2, 70, 210, 2, 8, 6, 140}, {0, 9, 140, 210}},
+    {{1, 9, 40, 2, 4, 3, 20}, {0, 20, 40}},  // the last keys are seen by none
+    {{2, 5, 60, 1, 4, 3, 70}, {0, 33, 60}},  // all keys are seen by all
+    {{2, 1, 3, 2, 4, 5, 2}, {0, 1, 2, 3}},   // one query, and one key a call
+};
+
+TEST(Attention, KeysInPartsInAnyOrderGiveWhatAllGiveAtOnce) {
+  for (const Variant& variant : variants())
+    for (const auto& [z, cuts] : kParts) {
+      const Problem whole(variant, z);
+      whole.forward(), whole.backward();
+      for (const std::vector<Keys>& parts : orders_of_parts(cuts)) {
+        const Problem s(variant, z);
+        for (const Keys& keys : parts) s.forward_over(keys, /*continues=*/keys != parts.front());
+        for (const Keys& keys : parts) s.backward_over(keys, /*accumulate_dq=*/keys != parts.front());
+        for (auto member : {&Problem::o, &Problem::lse, &Problem::dq, &Problem::dk, &Problem::dv})
+          EXPECT_TRUE(near(s.*member, [&](auto& at) { return get(whole.*member, at); }))
+              << "tq " << z.tq << ", " << parts.size() << " parts, first from key " << parts.front().first;
+      }
+    }
+}
+
+TEST(Attention, PartsOfLargeScoresDoNotOverflow) {
+  for (const Variant& variant : variants())
+    for (const auto& [z, cuts] : {kParts[0], kParts[1]}) {
+      const bool wide = variant.dtype == DType::f64;
+      const auto enlarge = [&](const Problem& s) {
+        for_each_index(s.q->shape(), [&](auto& at) { set(s.q, at, (wide ? 300 : 30) * s.q(at)); });
+      };
+      const Problem whole(variant, z);
+      enlarge(whole), whole.forward();
+      double largest = 0;
+      for_each_index(whole.lse->shape(), [&](auto& at) { largest = std::max(largest, whole.lse(at)); });
+      EXPECT_GT(largest, std::log(wide ? std::numeric_limits<double>::max()
+                                       : static_cast<double>(std::numeric_limits<float>::max())));
+      for (const std::vector<Keys>& parts : orders_of_parts(cuts)) {
+        const Problem s(variant, z);
+        enlarge(s);
+        for (const Keys& keys : parts) s.forward_over(keys, /*continues=*/keys != parts.front());
+        EXPECT_TRUE(near(s.o, [&](auto& at) { return whole.o(at); }));
+        EXPECT_TRUE(near(s.lse, [&](auto& at) { return whole.lse(at); }));
+      }
+    }
 }
 
 TEST(Attention, NoQueriesIsNoWork) {
