@@ -1,44 +1,41 @@
-// Keys and values of the prefix [0, P) for the queries there. A rank gets those that its last query sees, so
-// what crosses ranks shrinks with P.
+// Keys and values of the prefix [0, P) for the queries there. A query sees its own segment's, which its rank
+// has, and all before that, which other ranks have too: those are gathered, so that what crosses ranks
+// shrinks with P, while a rank attends to its own.
 #pragma once
 
 #include "parallel/context/token_exchange.h"
 
 namespace transmamba {
 
-/// How many keys the queries of `rank` see: up to its last token before P.
-std::int64_t keys_seen(const Sequence& sequence, std::int64_t transpoint, int rank);
+/// Queries of `rank` see the keys before this and those of their own segments: where the last of its segments
+/// that has tokens before P begins.
+std::int64_t keys_before(const Sequence& sequence, std::int64_t transpoint, int rank);
 
-/// Token i of what a rank gathers is the token at position i, i < keys_seen. Each rank gives its tokens
+/// Token i of what a rank gathers is the token at position i, i < keys_before. Each rank gives its tokens
 /// before P, which are its first ones.
-TokenExchange prefix_exchange(const Sequence& sequence, std::int64_t transpoint);
+TokenExchange earlier_exchange(const Sequence& sequence, std::int64_t transpoint);
 
-/// The keys and values that this rank's queries see, in order of time. Where one rank has the whole sequence
-/// they are its own, and nothing is copied.
-class PrefixKeys {
+/// The keys and values before this rank's segments, in order of time.
+class EarlierKeys {
  public:
   /// Starts to gather from each rank's k (b, cut, h, n) and v (b, cut, h, p), its tokens before P.
-  PrefixKeys(const Context& context, const Sequence& sequence, std::int64_t transpoint, const Tensor& k,
-             const Tensor& v);
-  PrefixKeys(const PrefixKeys&) = delete;  // transfers point at the exchange
-  PrefixKeys& operator=(const PrefixKeys&) = delete;
-  void finish(const Context& context);
-  const Tensor& k() const { return k_; }  ///< (b, seen, h, n)
-  const Tensor& v() const { return v_; }
+  EarlierKeys(const Context& context, const Sequence& sequence, std::int64_t transpoint, const Tensor& k,
+              const Tensor& v);
+  EarlierKeys(const EarlierKeys&) = delete;  // transfers point at the exchange
+  EarlierKeys& operator=(const EarlierKeys&) = delete;
+  /// Then what was started, a gather or a scatter, is done.
+  void finish(const Context& context) { k_transfer_.finish(context), v_transfer_.finish(context); }
+  const Tensor& k() const { return k_; }  ///< (b, keys_before, h, n)
+  const Tensor& v() const { return v_; }  ///< (b, keys_before, h, p)
 
-  /// Where gradients of k() and v() are to be added: zeros, unless they are this rank's alone (`dk`, `dv` in
-  /// the shapes of the constructor's), to be overwritten.
-  struct Gradients {
-    Tensor k, v;
-    bool adds;
-  };
-  Gradients gradients(const Context& context, const Tensor& dk, const Tensor& dv) const;
-  /// The conjugate of the gather: dk, dv (overwritten) = the sums over all ranks of the gradients.
-  void scatter(const Context& context, const Gradients& gradients, const Tensor& dk, const Tensor& dv) const;
+  /// The conjugate of the gather: starts to add to dk, dv, in the shapes of the constructor's, the sums over
+  /// ranks of `of_k`, `of_v`, the gradients of k() and v(), which it lets go. What is in dk and dv when
+  /// finish() is called counts.
+  void start_scatter(const Context& context, const Tensor& of_k, const Tensor& of_v, const Tensor& dk,
+                     const Tensor& dv);
 
  private:
   TokenExchange exchange_;
-  bool alone_;
   Tensor k_, v_;
   TokenExchange::Transfer k_transfer_, v_transfer_;
 };

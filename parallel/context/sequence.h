@@ -31,6 +31,8 @@ class Sequence {
   /// This rank's, in order of time, with their place in parts().
   const std::vector<std::size_t>& mine() const { return mine_[static_cast<std::size_t>(cp_->rank())]; }
   const Part& my_part(std::size_t i) const { return parts_[mine()[i]]; }
+  /// Whether all of this rank's tokens come before all others'.
+  bool is_first() const { return mine().back() == 0; }
   std::int64_t max_parts() const { return max_parts_; }  ///< most that any rank has
   /// Of parts(), where each rank gives max_parts() blocks, and which are this rank's.
   std::span<const SegmentPlace> places() const { return places_; }

@@ -83,6 +83,7 @@ Tensor StateHandoff::wanted(const Context& context) const {
 
 Entering StateHandoff::combine(const Context& context) {
   const Summaries gathered = all(context);
+  if (!receives_) return {};
   const Entering entering{wanted(context), context.empty(mine_.log_decay.shape(), mine_.flat.dtype())};
   copy({.x = mine_.log_decay, .y = entering.log_decay}, context.stream);
   ssd_combine({.log_decay = gathered.log_decay,
@@ -96,6 +97,7 @@ Entering StateHandoff::combine(const Context& context) {
 
 Tensor StateHandoff::combine_backward(const Context& context) {
   const Summaries gathered = all(context);
+  if (!receives_) return {};
   const Tensor dends = wanted(context);
   ssd_combine_backward({.log_decay = gathered.log_decay,
                         .dstates = gathered.state,

@@ -50,10 +50,11 @@ class StateHandoff {
                std::string_view purpose);
 
   /// After Direction::later: states[k + 1] = exp(log_decay[k]) states[k] + local[k] from states[0] = 0.
+  /// Absent where that is all: on the rank whose tokens come before all others'.
   Entering combine(const Context& context);
   /// After Direction::earlier, where `mine` held the gradients of the entering states by their segments' own
   /// outputs, and the decays again: the gradients of the states that this rank's segments end with, (this
-  /// rank's segments, b, h, n, p).
+  /// rank's segments, b, h, n, p). Absent on the rank whose tokens come after all others'.
   Tensor combine_backward(const Context& context);
 
  private:

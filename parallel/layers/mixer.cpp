@@ -168,7 +168,15 @@ Summaries Mixer::summaries(const Context& context, const Sequence& sequence, con
   return mine;
 }
 
-void Mixer::scan(const Context& context, const Sequence& sequence, Saved& s) const {
+Summaries Mixer::scan_first(const Context& context, const Sequence& sequence, Saved& s) const {
+  const Region region(context, "convert and scan");
+  Summaries mine(context, sequence.max_parts(), s.in.dt.dim(0), heads_, n_, p_);
+  fill({.value = 0, .y = mine.log_decay}, context.stream);  // of no state
+  scan(context, sequence, s, mine.state_of(0));
+  return mine;
+}
+
+void Mixer::scan(const Context& context, const Sequence& sequence, Saved& s, View first_end) const {
   const std::vector<Run> all = runs(sequence);
   s.state.resize(all.size());
   for (std::size_t i = 0; i < all.size(); ++i) {
@@ -188,24 +196,37 @@ void Mixer::scan(const Context& context, const Sequence& sequence, Saved& s) con
     const bool has_transpoint = run.cut > run.begin || run.position == transpoint_;
     if (s.keep_states && has_transpoint) s.state_at_transpoint = s.state[i];
     if (s.keep_states && run.is_last) s.last_state = context.empty(s.state[i].shape(), context.statistics());
-    scan(context, s.in, run.cut, run.end, s.state[i], s.y, run.is_last ? s.last_state : Tensor());
+    scan(context, s.in, run.cut, run.end, s.state[i], s.y, run.is_last ? View(s.last_state) : first_end);
   }
 }
 
-void Mixer::attend(const Context& context, const Sequence& sequence, const PrefixKeys& keys,
-                   const Saved& s) const {
+void Mixer::attend(const Context& context, const Sequence& sequence, const Saved& s) const {
   const Region region(context, "attend");
   for (const Run& run : runs(sequence)) {
-    const std::int64_t seen = run.position + run.cut - run.begin;
+    const auto part = [&](const Tensor& x) { return x.slice(1, run.begin, run.cut); };
     if (run.begin < run.cut)
-      attention({.q = head_view(s.in.qkv, 0).slice(1, run.begin, run.cut),
-                 .k = keys.k().slice(1, 0, seen),
-                 .v = keys.v().slice(1, 0, seen),
-                 .o = s.y.slice(1, run.begin, run.cut),
-                 .lse = s.lse.slice(2, run.begin, run.cut),
-                 .offset = run.position},
+      attention({.q = part(head_view(s.in.qkv, 0)),
+                 .k = part(attended_keys(s.in)),
+                 .v = part(head_view(s.in.qkv, 2)),
+                 .o = part(s.y),
+                 .lse = s.lse.slice(2, run.begin, run.cut)},
                 context.stream);
   }
+}
+
+void Mixer::attend_earlier(const Context& context, const Sequence& sequence, const EarlierKeys& keys,
+                           const Saved& s) const {
+  const Region region(context, "attend");
+  for (const Run& run : runs(sequence))
+    if (run.begin < run.cut && !run.is_first())
+      attention({.q = head_view(s.in.qkv, 0).slice(1, run.begin, run.cut),
+                 .k = keys.k().slice(1, 0, run.position),
+                 .v = keys.v().slice(1, 0, run.position),
+                 .o = s.y.slice(1, run.begin, run.cut),
+                 .lse = s.lse.slice(2, run.begin, run.cut),
+                 .offset = run.position - 1,  // all of them
+                 .continues = true},
+                context.stream);
 }
 
 std::int64_t Mixer::first_gated(std::int64_t cut, std::int64_t tokens) const {
@@ -250,22 +271,28 @@ void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& 
   convolve(context, sequence, s.keep_states, s.in);
   s.y = context.empty({b, t, heads_, p_});
 
-  // Attend before P. The keys are on their way while the segments are summarised, the summaries while we
-  // attend.
+  // Other ranks' keys are on their way while segments are summarised and attend to their own keys, the
+  // summaries while we attend. The state that nothing enters is summarised best by its scan.
   s.lse = context.empty({b, heads_, cut}, context.statistics());
-  PrefixKeys keys(context, sequence, transpoint_, attended_keys(s.in, cut),
-                  head_view(s.in.qkv, 2).slice(1, 0, cut));
+  EarlierKeys keys(context, sequence, transpoint_, attended_keys(s.in).slice(1, 0, cut),
+                   head_view(s.in.qkv, 2).slice(1, 0, cut));
+  const bool hands_over = sequence.parts().size() > 1 && (transpoint_ < sequence.length() || s.keep_states);
+  const bool scans_first = hands_over && sequence.is_first() && cut < t;
   std::optional<StateHandoff> handoff;
-  if (sequence.parts().size() > 1 && (transpoint_ < sequence.length() || s.keep_states))
-    handoff.emplace(context, sequence, summaries(context, sequence, s.in), StateHandoff::Direction::later,
-                    "state handoff");
+  if (hands_over)
+    handoff.emplace(context, sequence,
+                    scans_first ? scan_first(context, sequence, s) : summaries(context, sequence, s.in),
+                    StateHandoff::Direction::later, "state handoff");
+
+  // Attend before P.
+  attend(context, sequence, s);
   keys.finish(context);
-  if (cut > 0) attend(context, sequence, keys, s);
+  attend_earlier(context, sequence, keys, s);
 
   {  // Convert at P, and scan from P on.
     const Region region(context, "convert and scan");
     if (handoff) s.entering = handoff->combine(context);
-    scan(context, sequence, s);
+    if (!scans_first) scan(context, sequence, s);
   }
   s.normed = gate_and_norm(context, s.y, s.in, cut);
 }

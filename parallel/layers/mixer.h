@@ -128,13 +128,19 @@ class Mixer {
   void convolve_backward(const Context& context, const Sequence& sequence, const Projections& in,
                          const Projections& d) const;
 
-  /// Attend before P: every query sees the keys up to its own.
-  Tensor attended_keys(const Projections& in, std::int64_t cut) const {
-    return in.k_rotated ? in.k_rotated : head_view(in.qkv, 1).slice(1, 0, cut);
+  /// Attend before P: every query sees the keys up to its own. First to those of its own segment, then to
+  /// those before that.
+  Tensor attended_keys(const Projections& in) const {  ///< of at least the tokens before P
+    return in.k_rotated ? in.k_rotated : head_view(in.qkv, 1);
   }
-  void attend(const Context& context, const Sequence& sequence, const PrefixKeys& keys, const Saved& s) const;
+  void attend(const Context& context, const Sequence& sequence, const Saved& s) const;
+  void attend_earlier(const Context& context, const Sequence& sequence, const EarlierKeys& keys,
+                      const Saved& s) const;
   void attend_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Saved& s,
                        const Projections& d) const;
+  /// Starts to give the gradients of `keys` to those who have them.
+  void attend_earlier_backward(const Context& context, const Sequence& sequence, EarlierKeys& keys,
+                               const Tensor& dy, const Saved& s, const Projections& d) const;
 
   /// The segment summary of tokens [begin, end) of `in`: the Memory Converter, and what ranks exchange.
   void summarise(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
@@ -143,7 +149,11 @@ class Mixer {
   /// Scan from P on: the SSM on tokens [begin, end) of `in`. `last` may be absent, or alias `state`.
   void scan(const Context& context, const Projections& in, std::int64_t begin, std::int64_t end,
             ConstView state, const Tensor& y, View last) const;
-  void scan(const Context& context, const Sequence& sequence, Saved& s) const;
+  /// `first_end` (b, h, n, p), which may be absent, gets the state that the sequence's first segment ends
+  /// with, for a rank that has no other.
+  void scan(const Context& context, const Sequence& sequence, Saved& s, View first_end = {}) const;
+  /// The summary of a rank's only segment, which nothing enters: what its scan ends with.
+  Summaries scan_first(const Context& context, const Sequence& sequence, Saved& s) const;
   /// The gradients of the states that entered this rank's segments, by the segments' own outputs.
   Summaries entry_gradients(const Context& context, const Sequence& sequence, const Tensor& dy,
                             const Saved& s) const;

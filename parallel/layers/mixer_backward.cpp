@@ -45,42 +45,57 @@ void Mixer::gate_and_norm_backward(const Context& context, const Tensor& dnormed
 
 void Mixer::attend_backward(const Context& context, const Sequence& sequence, const Tensor& dy,
                             const Saved& s, const Projections& d) const {
-  if (transpoint_ == 0) return;
   const Region region(context, "attend backward");
   const std::int64_t cut = sequence.tokens_before(transpoint_);
-  // Into where the convolution's backward pass turns them back.
-  const Tensor dq = head_view(d.qkv, 0), dk = attended_keys(d, cut),
-               dv = head_view(d.qkv, 2).slice(1, 0, cut);
   if (d.k_rotated)  // then the unturned keys' gradients are the state's alone, which adds them
     fill({.value = 0, .y = head_view(d.qkv, 1).slice(1, 0, cut)}, context.stream);
-  PrefixKeys keys(context, sequence, transpoint_, attended_keys(s.in, cut),
-                  head_view(s.in.qkv, 2).slice(1, 0, cut));
-  keys.finish(context);
-  const PrefixKeys::Gradients sums = keys.gradients(context, dk, dv);
   for (const Run& run : runs(sequence)) {
-    const std::int64_t seen = run.position + run.cut - run.begin;
-    if (run.begin < run.cut)
-      attention_backward({.dout = dy.slice(1, run.begin, run.cut),
-                          .q = head_view(s.in.qkv, 0).slice(1, run.begin, run.cut),
-                          .k = keys.k().slice(1, 0, seen),
-                          .v = keys.v().slice(1, 0, seen),
-                          .o = s.y.slice(1, run.begin, run.cut),
+    const auto part = [&](const Tensor& x) { return x.slice(1, run.begin, run.cut); };
+    if (run.begin < run.cut)  // into where the convolution's backward pass turns them back
+      attention_backward({.dout = part(dy),
+                          .q = part(head_view(s.in.qkv, 0)),
+                          .k = part(attended_keys(s.in)),
+                          .v = part(head_view(s.in.qkv, 2)),
+                          .o = part(s.y),
                           .lse = s.lse.slice(2, run.begin, run.cut),
-                          .dq = dq.slice(1, run.begin, run.cut),
-                          .dk = sums.k.slice(1, 0, seen),
-                          .dv = sums.v.slice(1, 0, seen),
-                          .offset = run.position,
-                          .accumulate = sums.adds},
+                          .dq = part(head_view(d.qkv, 0)),
+                          .dk = part(attended_keys(d)),
+                          .dv = part(head_view(d.qkv, 2))},
                          context.stream);
   }
-  keys.scatter(context, sums, dk, dv);
+}
+
+void Mixer::attend_earlier_backward(const Context& context, const Sequence& sequence, EarlierKeys& keys,
+                                    const Tensor& dy, const Saved& s, const Projections& d) const {
+  const Region region(context, "attend backward");
+  const std::int64_t cut = sequence.tokens_before(transpoint_);
+  const Tensor dk = context.empty(keys.k().shape()), dv = context.empty(keys.v().shape());
+  fill({.value = 0, .y = dk}, context.stream);
+  fill({.value = 0, .y = dv}, context.stream);
+  for (const Run& run : runs(sequence))
+    if (run.begin < run.cut && !run.is_first())
+      attention_backward({.dout = dy.slice(1, run.begin, run.cut),
+                          .q = head_view(s.in.qkv, 0).slice(1, run.begin, run.cut),
+                          .k = keys.k().slice(1, 0, run.position),
+                          .v = keys.v().slice(1, 0, run.position),
+                          .o = s.y.slice(1, run.begin, run.cut),
+                          .lse = s.lse.slice(2, run.begin, run.cut),
+                          .dq = head_view(d.qkv, 0).slice(1, run.begin, run.cut),
+                          .dk = dk.slice(1, 0, run.position),
+                          .dv = dv.slice(1, 0, run.position),
+                          .offset = run.position - 1,  // all of them
+                          .accumulate = true,
+                          .accumulate_dq = true},
+                         context.stream);
+  keys.start_scatter(context, dk, dv, attended_keys(d).slice(1, 0, cut),
+                     head_view(d.qkv, 2).slice(1, 0, cut));
 }
 
 Summaries Mixer::entry_gradients(const Context& context, const Sequence& sequence, const Tensor& dy,
                                  const Saved& s) const {
   const Region region(context, "entry gradients");
   const Summaries mine(context, sequence.max_parts(), dy.dim(0), heads_, n_, p_);
-  copy({.x = s.entering.log_decay, .y = mine.log_decay}, context.stream);
+  if (s.entering) copy({.x = s.entering.log_decay, .y = mine.log_decay}, context.stream);
   const std::vector<Run> all = runs(sequence);
   for (std::size_t i = 0; i < all.size(); ++i) {
     const Run& run = all[i];
@@ -194,22 +209,27 @@ Tensor Mixer::backward(const Context& context, const Sequence& sequence, const T
   gate_and_norm_backward(context, dy, s, cut, d);
 
   // Through attention, then the SSM: what the states ask of a token's k and v adds to what attention did. The
-  // gradients of states pass between ranks while we attend.
+  // gradients of states pass between ranks while we attend, those of other ranks' keys while we scan.
   if (!s.in.qkv) convolve(context, sequence, s.keep_states, s.in);
   d.qkv = context.empty(s.in.qkv.shape());
   if (s.in.k_rotated) d.k_rotated = context.empty(s.in.k_rotated.shape());
   d.dt = context.empty(s.in.dt.shape(), context.statistics());
+  EarlierKeys keys(context, sequence, transpoint_, attended_keys(s.in).slice(1, 0, cut),
+                   head_view(s.in.qkv, 2).slice(1, 0, cut));
   std::optional<StateHandoff> handoff;
-  if (s.entering && transpoint_ < sequence.length())
+  if (sequence.parts().size() > 1 && transpoint_ < sequence.length())
     handoff.emplace(context, sequence, entry_gradients(context, sequence, dy, s),
                     StateHandoff::Direction::earlier, "state handoff gradients");
   attend_backward(context, sequence, dy, s, d);
+  keys.finish(context);
+  attend_earlier_backward(context, sequence, keys, dy, s, d);
   {
     const Region region(context, "convert and scan backward");
     fill({.value = 0, .y = d.dt.slice(1, 0, cut)}, context.stream);
     const Tensor dends = handoff ? handoff->combine_backward(context) : Tensor();
     scan_backward(context, sequence, dy, dends, s, d);
   }
+  keys.finish(context);
   handoff.reset();
   dy = s.y = s.lse = s.in.qkv = s.in.k_rotated = s.prefix_log_decay = Tensor();
   s.state.clear(), s.entering = {};
