@@ -31,13 +31,14 @@ Seconds with_recompute(Seconds seconds, const Seconds& in, const Seconds& passes
 
 Seconds mixing_seconds(const ModelConfig& m, const Machine& machine, std::int64_t transpoint,
                        std::int64_t seq_len, std::int64_t begin, std::int64_t end, std::int64_t tp,
-                       bool shared, Recompute again) {
+                       Sharing sharing, Recompute again) {
   const std::int64_t cut = std::clamp(transpoint, begin, end);
   const double heads = real(m.num_heads) / real(tp), n = real(m.qk_head_dim), p = real(m.v_head_dim);
   Seconds seconds;
   if (cut > begin) {
     const double before = real(cut - begin), pairs = before * (real(begin + 1) + real(cut)) / 2;
     seconds += op(machine.attention, pairs * heads * (n + p));
+    if (begin > 0) seconds += {machine.attention.call, machine.attention.call_backward};
     const Seconds rotation = op(machine.rotation, before * heads * 2 * n);
     seconds += rotation;
     if (again == Recompute::selective) seconds.backward += rotation.forward;
@@ -49,7 +50,9 @@ Seconds mixing_seconds(const ModelConfig& m, const Machine& machine, std::int64_
     // Later segments wait for this one's summary, earlier ones in the backward pass for its entry gradient,
     // which costs the same.
     const double summary = op(machine.summary, after * heads * n * p).forward;
-    if (shared) seconds += {end < seq_len ? summary : 0, begin > 0 ? summary : 0};
+    const bool scans_at_once = begin == 0 && sharing == Sharing::one_segment;
+    if (sharing != Sharing::none)
+      seconds += {end < seq_len && !scans_at_once ? summary : 0, begin > 0 ? summary : 0};
   }
   if (again == Recompute::full) seconds.backward += seconds.forward;
   return seconds;

@@ -24,14 +24,18 @@ struct Seconds {
   Seconds operator*(double factor) const { return {forward * factor, backward * factor}; }
 };
 
+/// Who has a sequence: one rank, or several, of which a segment's has that one or some.
+enum class Sharing : std::uint8_t { none, one_segment, segments };
+
 /// The part of a mixer that depends on where its tokens are, for tokens [begin, end) of one sequence: before
 /// P RoPE, attention over all tokens before (begin's too) and the Memory Converter (unless P = T: nobody
-/// reads that state), from P on the scan. Where `shared`, ranks share the sequence, and a segment is
-/// summarised before its entering state is known and scanned after, backwards likewise: SSM tokens cost two
-/// summaries' forward passes more, but for the sequence's last segment's and first's.
+/// reads that state), from P on the scan. A segment after the first attends in two calls, to its own keys and
+/// to those before. Where ranks share the sequence a segment is summarised before its entering state is known
+/// and scanned after, backwards likewise: SSM tokens cost two summaries' forward passes more, but for the
+/// sequence's last segment's and first's; and the first's rank, if it has no other, scans at once.
 Seconds mixing_seconds(const ModelConfig& model, const Machine& machine, std::int64_t transpoint,
                        std::int64_t seq_len, std::int64_t begin, std::int64_t end, std::int64_t tp,
-                       bool shared, Recompute again = Recompute::none);
+                       Sharing sharing, Recompute again = Recompute::none);
 /// The rest of a mixer, for `tokens` of any position: norms, projections, convolution, gate, residual.
 Seconds mixer_rest_seconds(const ModelConfig& model, const Machine& machine, double tokens, std::int64_t tp,
                            Recompute again = Recompute::none);
@@ -44,8 +48,8 @@ Seconds head_seconds(const ModelConfig& model, const Machine& machine, double to
 
 /// Forward and backward of the token at each position of a sequence, over all layers; `transpoints`: one a
 /// mixer. The position-independent part is that of a token among all of the sequence. Balanced layouts are
-/// made from this. `shared` as above. Without what is computed again: that adds about as much to every token,
-/// and a layout that depended on it would add up sums in another order.
+/// made from this. `shared`: by ranks of several segments. Without what is computed again: that adds about as
+/// much to every token, and a layout that depended on it would add up sums in another order.
 std::vector<double> token_costs(const ModelConfig& model, std::span<const std::int64_t> transpoints,
                                 const Machine& machine, std::int64_t seq_len, bool shared);
 

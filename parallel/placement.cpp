@@ -32,12 +32,12 @@ ContextLayout balance_mixers(const Config& c, const Machine& machine) {
           static_cast<double>(c.model.num_layers - c.model.num_mixers());
   rest += embedding_seconds(c.model, machine, tokens, 1);
   rest += head_seconds(c.model, machine, tokens, 1);
+  const Sharing sharing = c.parallel.cp > 1 ? Sharing::segments : Sharing::none;
   const PartCosts cost = [&](Segment s) {
     std::vector<double> parts{rest.total() * static_cast<double>(s.size()) / tokens};
     for (const auto& [p, count] : mixers)
       parts.push_back(
-          count * mixing_seconds(c.model, per_token, p, c.train.seq_len, s.begin, s.end, 1, c.parallel.cp > 1)
-                      .total());
+          count * mixing_seconds(c.model, per_token, p, c.train.seq_len, s.begin, s.end, 1, sharing).total());
     return parts;
   };
   return balanced_layout(c.train.seq_len, c.parallel.cp, cost, segment);

@@ -48,10 +48,12 @@ struct Sizes {
   double input_projection() const { return rows() + (tp > 1 ? all_rows() + 2 * (tp - 1) * rows() : 0); }
 
   double gemm_workspace() const { return has_workspaces ? real(workspace::kGemm) : 0; }
-  double attention_workspace(double queries, double keys) const {
-    return has_workspaces ? real(workspace::attention_backward(whole(b), whole(h), whole(queries),
-                                                               whole(keys), whole(n), deterministic))
-                          : 0;
+  /// Of `queries` that see as many keys of their own, and `earlier` ones, for which there is another dq.
+  double attention_workspace(double queries, double earlier) const {
+    if (!has_workspaces) return 0;
+    const double most = real(workspace::attention_backward(
+        whole(b), whole(h), whole(queries), whole(std::max(queries, earlier)), whole(n), deterministic));
+    return most + (earlier > 0 ? b * queries * h * n * T : 0);
   }
   /// The scan's gradients, or those of the summary of the tokens before P.
   double ssd_workspace(double before, double after) const {
@@ -67,38 +69,38 @@ struct Sizes {
 /// Of the rank where each is largest, for one mixer.
 struct Dealt {
   double segments = 0;
-  double before = 0;  // tokens before P
-  double after = 0;   // from P on
-  double state = 0;   // states at P that are not those that enter a segment
-  double seen = 0;    // keys that its queries see, gathered from others
-  double given = 0;   // tokens that it sends for that, one to two ranks counted twice
+  double before = 0;   // tokens before P
+  double after = 0;    // from P on
+  double state = 0;    // states at P that are not those that enter a segment
+  double earlier = 0;  // keys before its last queries' segment, which it gathers
+  double given = 0;    // tokens that it sends for that, one to two ranks counted twice
   bool is_scanned = false;
 };
 
 Dealt dealt(const ContextLayout& layout, std::int64_t transpoint, std::int64_t length) {
   Dealt most;
   most.is_scanned = transpoint < length;
-  std::vector<std::int64_t> seen;
+  std::vector<std::int64_t> earlier;
   for (const auto& mine : layout.segments) {
-    seen.push_back(0);
+    earlier.push_back(0);
     for (const Segment& s : mine)
-      if (s.begin < transpoint) seen.back() = std::max(seen.back(), std::min(transpoint, s.end));
+      if (s.begin < transpoint) earlier.back() = s.begin;
   }
-  for (std::size_t rank = 0; rank < seen.size(); ++rank) {
+  for (std::size_t rank = 0; rank < earlier.size(); ++rank) {
     Dealt here;
     for (const Segment& s : layout.segments[rank]) {
       here.before += real(std::clamp(transpoint, s.begin, s.end) - s.begin);
       here.after += real(s.end - std::clamp(transpoint, s.begin, s.end));
       here.state += s.end > transpoint && (s.begin < transpoint || layout.segments.size() == 1);
-      for (std::size_t other = 0; other < seen.size(); ++other)
-        if (other != rank) here.given += real(std::clamp(seen[other], s.begin, s.end) - s.begin);
+      for (std::size_t other = 0; other < earlier.size(); ++other)
+        if (other != rank) here.given += real(std::clamp(earlier[other], s.begin, s.end) - s.begin);
     }
     most.segments = std::max(most.segments, real(static_cast<std::int64_t>(layout.segments[rank].size())));
     most.before = std::max(most.before, here.before);
     most.after = std::max(most.after, here.after);
     most.state = std::max(most.state, here.state);
-    if (seen.size() > 1 && 3 * real(seen[rank]) + here.given > 3 * most.seen + most.given)
-      most.seen = real(seen[rank]), most.given = here.given;
+    if (2 * real(earlier[rank]) + here.given > 2 * most.earlier + most.given)
+      most.earlier = real(earlier[rank]), most.given = here.given;
   }
   return most;
 }
@@ -114,7 +116,7 @@ struct LayerBytes {
   }
 };
 
-LayerBytes mixer_bytes(const Sizes& z, const Dealt& x, bool converter, std::int64_t transpoint) {
+LayerBytes mixer_bytes(const Sizes& z, const Dealt& x, bool converter) {
   const double tokens = z.b * z.t, one_state = z.b * z.h * z.n * z.p * z.S, decay = z.b * z.h * z.S;
   const double residual = z.rows(), u = z.rows();
   const double projected = tokens * z.aligned(z.channels() + z.h * (z.p + 1));
@@ -139,13 +141,16 @@ LayerBytes mixer_bytes(const Sizes& z, const Dealt& x, bool converter, std::int6
       always + again - (z.recompute == Recompute::selective ? qkv + k_rotated : 0) + dy + z.all_rows();
   // Gradients of states: this rank's and all ranks' as they were gathered.
   const double handing = hands_over ? x.segments * (1 + z.cp) * (one_state + decay) : 0;
-  // Attention's keys and values from other ranks, their gradients, and buffers of what comes and goes.
-  const double attending = (3 * x.seen + x.given) * z.b * z.h * (z.n + z.p) * z.T + handing;
+  // Earlier keys and values and buffers of what comes and goes, or their gradients beside either; these are
+  // on their way while we scan.
+  const double key = z.b * z.h * (z.n + z.p) * z.T;
+  const double attending = (2 * x.earlier + x.given) * key + handing;
   // Those that this rank's segments end with; or one that is passed from the scan to the converter.
-  const double scanning = hands_over ? handing + x.segments * one_state : one_state * x.is_scanned;
+  const double scanning = (x.earlier + x.given) * key +
+                          (hands_over ? handing + x.segments * one_state : one_state * x.is_scanned);
   const double mixing = always + again - normed + dy + dprojected + dqkv + dk_rotated + ddt;
   bytes.add_moment(through_output, z.gemm_workspace());
-  bytes.add_moment(mixing + attending, z.attention_workspace(x.before, real(transpoint)));
+  bytes.add_moment(mixing + attending, z.attention_workspace(x.before, x.earlier));
   bytes.add_moment(mixing + scanning, x.is_scanned ? z.ssd_workspace(x.before, x.after) : 0);
   bytes.add_moment(residual + u + dprojected + z.input_projection(), z.gemm_workspace());
   return bytes;
@@ -175,10 +180,9 @@ LayerBytes stage_bytes(const Sizes& z, const Config& config, const Stage& stage,
     const bool is_mixer = m.kind(i) == 'T';
     const std::int64_t transpoint = is_mixer ? transpoints[static_cast<std::size_t>(mixer++)] : 0;
     if (i < stage.begin) continue;
-    const LayerBytes layer = is_mixer
-                                 ? mixer_bytes(z, dealt(layout, transpoint, config.train.seq_len),
-                                               m.memory_converter, std::min(transpoint, config.train.seq_len))
-                                 : mlp_bytes(z);
+    const LayerBytes layer =
+        is_mixer ? mixer_bytes(z, dealt(layout, transpoint, config.train.seq_len), m.memory_converter)
+                 : mlp_bytes(z);
     bytes.add_moment(bytes.kept + layer.backward + dresidual, layer.at_work - layer.backward);
     bytes.kept += layer.kept;
   }

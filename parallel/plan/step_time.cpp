@@ -41,9 +41,12 @@ std::vector<Seconds> mixing_by_rank(const RankShare& share, std::int64_t transpo
   std::vector<Seconds> by_rank;
   for (const std::vector<Segment>& mine : share.layout.segments) {
     Seconds sum;
+    const Sharing sharing = c.parallel.cp == 1 ? Sharing::none
+                            : mine.size() == 1 ? Sharing::one_segment
+                                               : Sharing::segments;
     for (const Segment& s : mine)
       sum += mixing_seconds(c.model, share.machine, transpoint, c.train.seq_len, s.begin, s.end,
-                            c.parallel.tp, c.parallel.cp > 1, again(c));
+                            c.parallel.tp, sharing, again(c));
     by_rank.push_back(sum * real(c.train.micro_batch));
     // A segment with a halo is convolved in two calls, as one is on its way.
     const double more = real(std::ssize(mine)) - 1, halos = more + (mine.front().begin > 0 ? 1 : 0);

@@ -121,10 +121,10 @@ TEST(Machine, KeepsCurvesInItsFileAndWantsThemInOrder) {
 
 TEST(StepCost, H200TakesWhatItsKernelsTookForTheirShapes) {
   const Machine machine = Machine::builtin_h200();  // two sequences of 8192 tokens; here each is a call
-  const Seconds all = mixing_seconds(paper("T"), machine, 8192, 8192, 0, 8192, 1, false) * 2;
+  const Seconds all = mixing_seconds(paper("T"), machine, 8192, 8192, 0, 8192, 1, Sharing::none) * 2;
   EXPECT_NEAR(all.forward, 0.957e-3 + 2 * machine.attention.call, 0.1e-3) << "RoPE, too";
   EXPECT_NEAR(all.backward, 2.63e-3 + 2 * machine.attention.call_backward, 0.1e-3);
-  const Seconds none = mixing_seconds(paper("0"), machine, 0, 8192, 0, 8192, 1, false) * 2;
+  const Seconds none = mixing_seconds(paper("0"), machine, 0, 8192, 0, 8192, 1, Sharing::none) * 2;
   EXPECT_NEAR(none.forward, 0.0955e-3 + 2 * machine.scan.call, 1e-9);
   EXPECT_NEAR(none.backward, 0.369e-3 + 2 * machine.scan.call_backward, 1e-9);
 }
@@ -132,11 +132,28 @@ TEST(StepCost, H200TakesWhatItsKernelsTookForTheirShapes) {
 TEST(StepCost, AttentionCostsMoreFurtherBack) {
   const Machine machine = Machine::builtin_cpu();
   const auto cost = [&](std::int64_t begin, std::int64_t end) {
-    return mixing_seconds(paper("4096"), machine, 4096, 8192, begin, end, 1, false).forward;
+    return mixing_seconds(paper("4096"), machine, 4096, 8192, begin, end, 1, Sharing::none).forward;
   };
   EXPECT_GT(cost(2048, 4096), 2.5 * cost(0, 2048) - 1e-4);
   EXPECT_NEAR(cost(4096, 6144), cost(6144, 8192), 1e-9) << "the SSM does not look back";
   EXPECT_NEAR(cost(0, 1000) + cost(1000, 5000) + cost(5000, 8192), cost(0, 8192), 1e-4) << "but for calls";
+}
+
+TEST(StepCost, SegmentsAreSummarisedForOtherRanksUnlessNothingEntersTheirRanksOnlyOne) {
+  Machine machine;
+  machine.summary = {0, 1, 10};
+  const auto cost = [&](std::int64_t begin, std::int64_t end, Sharing sharing) {
+    return mixing_seconds(paper("0"), machine, 0, 8192, begin, end, 1, sharing);
+  };
+  const double once = cost(2048, 4096, Sharing::segments).forward;
+  EXPECT_GT(once, 0);
+  EXPECT_EQ(cost(2048, 4096, Sharing::segments).backward, once) << "its entry gradient";
+  EXPECT_EQ(cost(2048, 4096, Sharing::one_segment).total(), 2 * once);
+  EXPECT_EQ(cost(0, 2048, Sharing::segments).forward, once);
+  EXPECT_EQ(cost(0, 2048, Sharing::segments).backward, 0);
+  EXPECT_EQ(cost(0, 2048, Sharing::one_segment).total(), 0);
+  EXPECT_EQ(cost(6144, 8192, Sharing::one_segment).forward, 0);
+  EXPECT_EQ(cost(2048, 4096, Sharing::none).total(), 0);
 }
 
 TEST(StepCost, TensorParallelRanksShareTheWork) {
@@ -165,7 +182,7 @@ TEST(StepCost, RecomputedOpsRunAgain) {
     Machine machine;
     machine.*op = {0, 1, 10};
     const auto seconds = [&, &machine = machine](Recompute again) {
-      Seconds sum = mixing_seconds(model, machine, 4096, 8192, 0, 8192, 1, false, again);
+      Seconds sum = mixing_seconds(model, machine, 4096, 8192, 0, 8192, 1, Sharing::none, again);
       sum += mixer_rest_seconds(model, machine, 8192, 1, again);
       sum += mlp_seconds(model, machine, 8192, 1, again);
       sum += head_seconds(model, machine, 8192, 1, again);
@@ -191,7 +208,8 @@ TEST(StepCost, TokensAddUpToTheLayers) {
     Seconds layers = embedding_seconds(model, machine, 8192, 1);
     layers += head_seconds(model, machine, 8192, 1);
     for (const std::int64_t transpoint : transpoints) {
-      layers += mixing_seconds(model, machine, transpoint, 8192, 0, 8192, 1, shared);
+      layers += mixing_seconds(model, machine, transpoint, 8192, 0, 8192, 1,
+                               shared ? Sharing::segments : Sharing::none);
       layers += mixer_rest_seconds(model, machine, 8192, 1);
       layers += mlp_seconds(model, machine, 8192, 1);
     }
