@@ -1,6 +1,7 @@
 #include "parallel/placement.h"
 
 #include <map>
+#include <numeric>
 #include <string_view>
 #include <utility>
 
@@ -12,12 +13,37 @@
 namespace transmamba {
 namespace {
 
+/// How many mixers have a TransPoint.
+using Mixers = std::map<std::int64_t, double>;
+
+Mixers mixers_of(const Config& c) {
+  Mixers mixers;
+  for (const std::int64_t p : resolve_transpoints(c.model, c.train.seq_len)) mixers[p] += 1;
+  return mixers;
+}
+
+/// Of a run of tokens, by part, while the arguments live: what does not depend on positions, and the mixers
+/// of each TransPoint.
+PartCosts costs_of_runs(const Config& c, const Machine& machine, const Mixers& mixers, Sharing sharing) {
+  const double tokens = static_cast<double>(c.train.seq_len);
+  Seconds rest = mixer_rest_seconds(c.model, machine, tokens, 1) * static_cast<double>(c.model.num_mixers());
+  rest += mlp_seconds(c.model, machine, tokens, 1) *
+          static_cast<double>(c.model.num_layers - c.model.num_mixers());
+  rest += embedding_seconds(c.model, machine, tokens, 1);
+  rest += head_seconds(c.model, machine, tokens, 1);
+  return [&c, &machine, &mixers, rest, tokens, sharing](Segment s) {
+    std::vector<double> parts{rest.total() * static_cast<double>(s.size()) / tokens};
+    for (const auto& [p, count] : mixers)
+      parts.push_back(
+          count * mixing_seconds(c.model, machine, p, c.train.seq_len, s.begin, s.end, 1, sharing).total());
+    return parts;
+  };
+}
+
 /// Even in every mixer, as its keys, values and states make ranks wait for each other there: mixers of one
 /// TransPoint are a part. What does not depend on positions is one more, so that a tenth of a percent of a
 /// step is not bought with segments.
-ContextLayout balance_mixers(const Config& c, const Machine& machine) {
-  std::map<std::int64_t, double> mixers;
-  for (const std::int64_t p : resolve_transpoints(c.model, c.train.seq_len)) mixers[p] += 1;
+ContextLayout balance_mixers(const Config& c, const Machine& machine, const Mixers& mixers) {
   // Calls cost by the segment, and pieces become segments only after they are dealt. Attention's are few.
   Machine per_token = machine;
   const double scan_calls = machine.scan.calls() + 2 * machine.summary.call;
@@ -26,20 +52,8 @@ ContextLayout balance_mixers(const Config& c, const Machine& machine) {
   for (const auto& [p, count] : mixers) segment.push_back(p < c.train.seq_len ? count * scan_calls : 0);
   for (OpCost* op : {&per_token.attention, &per_token.scan, &per_token.summary})
     op->call = op->call_backward = 0;
-  const double tokens = static_cast<double>(c.train.seq_len);
-  Seconds rest = mixer_rest_seconds(c.model, machine, tokens, 1) * static_cast<double>(c.model.num_mixers());
-  rest += mlp_seconds(c.model, machine, tokens, 1) *
-          static_cast<double>(c.model.num_layers - c.model.num_mixers());
-  rest += embedding_seconds(c.model, machine, tokens, 1);
-  rest += head_seconds(c.model, machine, tokens, 1);
-  const Sharing sharing = c.parallel.cp > 1 ? Sharing::segments : Sharing::none;
-  const PartCosts cost = [&](Segment s) {
-    std::vector<double> parts{rest.total() * static_cast<double>(s.size()) / tokens};
-    for (const auto& [p, count] : mixers)
-      parts.push_back(
-          count * mixing_seconds(c.model, per_token, p, c.train.seq_len, s.begin, s.end, 1, sharing).total());
-    return parts;
-  };
+  const PartCosts cost =
+      costs_of_runs(c, per_token, mixers, c.parallel.cp > 1 ? Sharing::segments : Sharing::none);
   return balanced_layout(c.train.seq_len, c.parallel.cp, cost, segment);
 }
 
@@ -55,7 +69,8 @@ double seconds(const Config& c, const Machine& machine, const ContextLayout& lay
 /// Even ranks are not worth what they say to each other more: where a plain layout is quicker, that one, or
 /// one run a rank of different lengths.
 ContextLayout quickest(const Config& c, const Machine& machine) {
-  ContextLayout best = balance_mixers(c, machine);
+  const Mixers mixers = mixers_of(c);
+  ContextLayout best = balance_mixers(c, machine, mixers);
   const std::int64_t length = c.train.seq_len, cp = c.parallel.cp;
   double quickest = seconds(c, machine, best);
   const auto consider = [&](ContextLayout other) {
@@ -66,8 +81,11 @@ ContextLayout quickest(const Config& c, const Machine& machine) {
     if (length % (name == std::string_view("zigzag") ? 2 * cp : cp) == 0)
       consider(make_layout(name, length, cp, 0, {}));
   }
-  consider(
-      even_runs(cp, token_costs(c.model, resolve_transpoints(c.model, length), machine, length, cp > 1)));
+  const PartCosts cost = costs_of_runs(c, machine, mixers, cp > 1 ? Sharing::one_segment : Sharing::none);
+  consider(even_runs(length, cp, [&](Segment s) {
+    const std::vector<double> parts = cost(s);
+    return std::accumulate(parts.begin(), parts.end(), 0.0);
+  }));
   return best;
 }
 

@@ -127,27 +127,34 @@ ContextLayout balanced_layout(std::int64_t seq_len, std::int64_t cp, const PartC
               [&](std::int64_t i) { return best.owner[static_cast<std::size_t>(i)]; });
 }
 
-ContextLayout even_runs(std::int64_t cp, std::span<const double> cost) {
+ContextLayout even_runs(std::int64_t seq_len, std::int64_t cp, const std::function<double(Segment)>& cost) {
   constexpr std::int64_t kMostGrain = 128;
-  const auto length = static_cast<std::int64_t>(cost.size());
-  check_layout("balanced", length, cp, 0);
+  constexpr int kHalvings = 40;
+  check_layout("balanced", seq_len, cp, 0);
   std::int64_t grain = 1;
-  while (grain < kMostGrain && 128 * grain * cp <= length) grain *= 2;
-  const double whole = std::accumulate(cost.begin(), cost.end(), 0.0);
-  ContextLayout layout;
-  double before = 0;  // cost of the tokens before `end`
-  for (std::int64_t rank = 0, begin = 0, end = 0; rank < cp; begin = end, ++rank) {
-    const std::int64_t last = length - (cp - 1 - rank) * grain;  // some are left for later ranks
-    const double wanted = whole * static_cast<double>(rank + 1) / static_cast<double>(cp);
-    do {
-      const std::int64_t next = std::min(end + grain, length);
-      const double then = std::accumulate(&cost[0] + end, &cost[0] + next, before);
-      if (end > begin && rank + 1 < cp && std::abs(then - wanted) >= std::abs(before - wanted)) break;
-      before = then, end = next;
-    } while (rank + 1 == cp ? end < length : end + grain <= last);
-    layout.segments.push_back({{begin, end}});
+  while (grain < kMostGrain && 128 * grain * cp <= seq_len) grain *= 2;
+  // Each rank takes as many tokens as it may, but leaves some for those after it; the last one all that are
+  // left.
+  const auto deal_up_to = [&](double most) {
+    ContextLayout layout;
+    for (std::int64_t rank = 0, begin = 0; rank < cp; ++rank) {
+      std::int64_t fits = 1, too_many = (seq_len - begin) / grain - (cp - 1 - rank) + 1;
+      while (too_many - fits > 1) {
+        const std::int64_t half = (fits + too_many) / 2;
+        (cost({begin, begin + half * grain}) <= most ? fits : too_many) = half;
+      }
+      const std::int64_t end = rank + 1 < cp ? begin + fits * grain : seq_len;
+      layout.segments.push_back({{begin, end}});
+      begin = end;
+    }
+    return layout;
+  };
+  double low = 0, high = cost({0, seq_len});
+  for (int i = 0; i < kHalvings; ++i) {
+    const double most = (low + high) / 2;
+    (cost(deal_up_to(most).segments.back().back()) <= most ? high : low) = most;
   }
-  return layout;
+  return deal_up_to(high);
 }
 
 double imbalance(const ContextLayout& layout, std::span<const double> cost) {

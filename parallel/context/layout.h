@@ -45,10 +45,10 @@ using PartCosts = std::function<std::vector<double>(Segment)>;
 ContextLayout balanced_layout(std::int64_t seq_len, std::int64_t cp, const PartCosts& cost,
                               const std::vector<double>& segment = {});
 
-/// One run a rank, in order, as long as makes all ranks' sums of `cost` (one number >= 0 a token) about
-/// equal: ranks hold different numbers of tokens. Runs end at multiples of up to 128 tokens, which kernels
-/// like.
-ContextLayout even_runs(std::int64_t cp, std::span<const double> cost);
+/// One run a rank, in order, so long that the dearest costs as little as can be: about all the same, of
+/// different numbers of tokens. `cost` of a run, at least 0, does not fall where it gets longer. Runs end at
+/// multiples of up to 128 tokens, which kernels like.
+ContextLayout even_runs(std::int64_t seq_len, std::int64_t cp, const std::function<double(Segment)>& cost);
 
 /// Throws make_layout's Error, without the work.
 void check_layout(const std::string& name, std::int64_t seq_len, std::int64_t cp, std::int64_t chunk);

@@ -118,13 +118,22 @@ TEST(ContextLayout, BalancedIsNeverWorseThanContiguous) {
   }
 }
 
+/// Of a run, by the cost of each token.
+std::function<double(Segment)> run_cost(const std::vector<double>& cost) {
+  std::vector<double> before{0};
+  for (const double c : cost) before.push_back(before.back() + c);
+  return [before](Segment s) {
+    return before[static_cast<std::size_t>(s.end)] - before[static_cast<std::size_t>(s.begin)];
+  };
+}
+
 TEST(ContextLayout, EvenRunsCostTheSameAndLeaveNoRankWithoutTokens) {
   std::mt19937 random(7);
   for (int trial = 0; trial < 100; ++trial) {
     const std::int64_t cp = 1 + random() % 8, tokens = cp * (1 + random() % 500);
     std::vector<double> cost(static_cast<std::size_t>(tokens));
     for (double& c : cost) c = trial % 10 == 0 ? 0 : static_cast<double>(random() % 100);
-    const ContextLayout runs = even_runs(cp, cost);
+    const ContextLayout runs = even_runs(tokens, cp, run_cost(cost));
     ASSERT_EQ(std::ssize(runs.segments), cp);
     std::int64_t end = 0;
     for (const auto& mine : runs.segments) {
@@ -136,11 +145,16 @@ TEST(ContextLayout, EvenRunsCostTheSameAndLeaveNoRankWithoutTokens) {
     EXPECT_EQ(end, tokens);
   }
   const std::vector<double> prefix = attention(8192, 2048);
-  const ContextLayout runs = even_runs(4, prefix);
+  const ContextLayout runs = even_runs(8192, 4, run_cost(prefix));
   EXPECT_LT(imbalance(runs, prefix), 1.05);
+  // Where runs cost something by themselves, the first one here, others take tokens from it.
+  const auto dear = [cost = run_cost(uniform(8192))](Segment s) {
+    return cost(s) + (s.begin == 0 ? 1024 : 0);
+  };
+  EXPECT_EQ(even_runs(8192, 4, dear).segments[0][0].size(), 1280) << "and the others 2304";
   EXPECT_GT(imbalance(layout("contiguous", 8192, 4), prefix), 1.9);
   for (const auto& mine : runs.segments) EXPECT_EQ(mine[0].begin % 16, 0);
-  EXPECT_EQ(even_runs(4, uniform(8192)), layout("contiguous", 8192, 4));
+  EXPECT_EQ(even_runs(8192, 4, run_cost(uniform(8192))), layout("contiguous", 8192, 4));
 }
 
 TEST(ContextLayout, ZigzagIsEvenOnlyWhereAllTokensAttend) {
