@@ -24,7 +24,7 @@ struct Seconds {
   Seconds operator*(double factor) const { return {forward * factor, backward * factor}; }
 };
 
-/// Who has a sequence: one rank, or several, of which a segment's has that one or some.
+/// What the rank of a segment has of its sequence: all of it; that segment, on a GPU; or any number of them.
 enum class Sharing : std::uint8_t { none, one_segment, segments };
 
 /// The part of a mixer that depends on where its tokens are, for tokens [begin, end) of one sequence: before

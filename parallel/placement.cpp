@@ -81,7 +81,10 @@ ContextLayout quickest(const Config& c, const Machine& machine) {
     if (length % (name == std::string_view("zigzag") ? 2 * cp : cp) == 0)
       consider(make_layout(name, length, cp, 0, {}));
   }
-  const PartCosts cost = costs_of_runs(c, machine, mixers, cp > 1 ? Sharing::one_segment : Sharing::none);
+  const PartCosts cost = costs_of_runs(c, machine, mixers,
+                                       cp == 1                    ? Sharing::none
+                                       : c.train.device == "cuda" ? Sharing::one_segment
+                                                                  : Sharing::segments);
   consider(even_runs(length, cp, [&](Segment s) {
     const std::vector<double> parts = cost(s);
     return std::accumulate(parts.begin(), parts.end(), 0.0);

@@ -1,6 +1,6 @@
-// Keys and values of the prefix [0, P) for the queries there. A query sees its own segment's, which its rank
-// has, and all before that, which other ranks have too: those are gathered, so that what crosses ranks
-// shrinks with P, while a rank attends to its own.
+// Keys and values of the prefix [0, P) for the queries there. A query sees those of its own segment, to which
+// its rank attends while it gathers all before its last such segment, in one piece: what crosses ranks
+// shrinks with P.
 #pragma once
 
 #include "parallel/context/token_exchange.h"
@@ -15,7 +15,8 @@ std::int64_t keys_before(const Sequence& sequence, std::int64_t transpoint, int 
 /// before P, which are its first ones.
 TokenExchange earlier_exchange(const Sequence& sequence, std::int64_t transpoint);
 
-/// The keys and values before this rank's segments, in order of time.
+/// The keys and values before this rank's last segment with tokens before P, in order of time; those of its
+/// own earlier segments are among them.
 class EarlierKeys {
  public:
   /// Starts to gather from each rank's k (b, cut, h, n) and v (b, cut, h, p), its tokens before P.

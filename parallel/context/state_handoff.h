@@ -1,8 +1,8 @@
 // How SSM states pass between ranks. For any run of tokens S_out = exp(log_decay) S_in + S_local, so each
 // rank summarises its segments, sends the summaries (h (n p + 1) numbers a sequence and segment, whatever its
 // length) to the ranks with later segments, and combines those before its own (kernels/ssd.h). Once a layer:
-// nobody waits for another's scan. Backwards the same, from later to earlier segments, with the gradients of
-// the states that entered them.
+// nobody waits for another's scan, but for that of a rank that waits for nobody. Backwards the same, from
+// later to earlier segments, with the gradients of the states that entered them.
 #pragma once
 
 #include "parallel/context/sequence.h"

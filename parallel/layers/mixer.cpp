@@ -201,6 +201,7 @@ void Mixer::scan(const Context& context, const Sequence& sequence, Saved& s, Vie
 }
 
 void Mixer::attend(const Context& context, const Sequence& sequence, const Saved& s) const {
+  if (s.lse.numel() == 0) return;
   const Region region(context, "attend");
   for (const Run& run : runs(sequence)) {
     const auto part = [&](const Tensor& x) { return x.slice(1, run.begin, run.cut); };
@@ -216,6 +217,7 @@ void Mixer::attend(const Context& context, const Sequence& sequence, const Saved
 
 void Mixer::attend_earlier(const Context& context, const Sequence& sequence, const EarlierKeys& keys,
                            const Saved& s) const {
+  if (keys.k().numel() == 0) return;
   const Region region(context, "attend");
   for (const Run& run : runs(sequence))
     if (run.begin < run.cut && !run.is_first())
@@ -272,12 +274,14 @@ void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& 
   s.y = context.empty({b, t, heads_, p_});
 
   // Other ranks' keys are on their way while segments are summarised and attend to their own keys, the
-  // summaries while we attend. The state that nothing enters is summarised best by its scan.
+  // summaries while we attend. Where nothing enters a rank its scan's end is its summary; but on the CPU,
+  // where it is never ahead of those who wait for it, they would wait for a scan.
   s.lse = context.empty({b, heads_, cut}, context.statistics());
   EarlierKeys keys(context, sequence, transpoint_, attended_keys(s.in).slice(1, 0, cut),
                    head_view(s.in.qkv, 2).slice(1, 0, cut));
   const bool hands_over = sequence.parts().size() > 1 && (transpoint_ < sequence.length() || s.keep_states);
-  const bool scans_first = hands_over && sequence.is_first() && cut < t;
+  const bool scans_first =
+      hands_over && sequence.is_first() && cut < t && context.stream.device != Device::cpu;
   std::optional<StateHandoff> handoff;
   if (hands_over)
     handoff.emplace(context, sequence,

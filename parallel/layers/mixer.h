@@ -32,7 +32,7 @@ class Mixer {
   struct Saved {
     Projections in;
     Tensor lse;                 // (b, h, cut), S
-    Entering entering;          // the states that enter its segments; absent where one rank has all
+    Entering entering;          // the states that enter its segments; absent where none can
     Tensor prefix_log_decay;    // (b, h), S: with `entering`, of the tokens before P in P's segment
     std::vector<Tensor> state;  // for each segment with SSM tokens: (b, h, n, p), S, at the first of them
     Tensor y;                   // (b, t, h, p) attention's and the SSM's outputs side by side

@@ -45,8 +45,9 @@ void Mixer::gate_and_norm_backward(const Context& context, const Tensor& dnormed
 
 void Mixer::attend_backward(const Context& context, const Sequence& sequence, const Tensor& dy,
                             const Saved& s, const Projections& d) const {
-  const Region region(context, "attend backward");
   const std::int64_t cut = sequence.tokens_before(transpoint_);
+  if (cut == 0) return;
+  const Region region(context, "attend backward");
   if (d.k_rotated)  // then the unturned keys' gradients are the state's alone, which adds them
     fill({.value = 0, .y = head_view(d.qkv, 1).slice(1, 0, cut)}, context.stream);
   for (const Run& run : runs(sequence)) {
@@ -67,26 +68,28 @@ void Mixer::attend_backward(const Context& context, const Sequence& sequence, co
 
 void Mixer::attend_earlier_backward(const Context& context, const Sequence& sequence, EarlierKeys& keys,
                                     const Tensor& dy, const Saved& s, const Projections& d) const {
-  const Region region(context, "attend backward");
   const std::int64_t cut = sequence.tokens_before(transpoint_);
   const Tensor dk = context.empty(keys.k().shape()), dv = context.empty(keys.v().shape());
   fill({.value = 0, .y = dk}, context.stream);
   fill({.value = 0, .y = dv}, context.stream);
-  for (const Run& run : runs(sequence))
-    if (run.begin < run.cut && !run.is_first())
-      attention_backward({.dout = dy.slice(1, run.begin, run.cut),
-                          .q = head_view(s.in.qkv, 0).slice(1, run.begin, run.cut),
-                          .k = keys.k().slice(1, 0, run.position),
-                          .v = keys.v().slice(1, 0, run.position),
-                          .o = s.y.slice(1, run.begin, run.cut),
-                          .lse = s.lse.slice(2, run.begin, run.cut),
-                          .dq = head_view(d.qkv, 0).slice(1, run.begin, run.cut),
-                          .dk = dk.slice(1, 0, run.position),
-                          .dv = dv.slice(1, 0, run.position),
-                          .offset = run.position - 1,  // all of them
-                          .accumulate = true,
-                          .accumulate_dq = true},
-                         context.stream);
+  if (dk.numel() > 0) {
+    const Region region(context, "attend backward");
+    for (const Run& run : runs(sequence))
+      if (run.begin < run.cut && !run.is_first())
+        attention_backward({.dout = dy.slice(1, run.begin, run.cut),
+                            .q = head_view(s.in.qkv, 0).slice(1, run.begin, run.cut),
+                            .k = keys.k().slice(1, 0, run.position),
+                            .v = keys.v().slice(1, 0, run.position),
+                            .o = s.y.slice(1, run.begin, run.cut),
+                            .lse = s.lse.slice(2, run.begin, run.cut),
+                            .dq = head_view(d.qkv, 0).slice(1, run.begin, run.cut),
+                            .dk = dk.slice(1, 0, run.position),
+                            .dv = dv.slice(1, 0, run.position),
+                            .offset = run.position - 1,  // all of them
+                            .accumulate = true,
+                            .accumulate_dq = true},
+                           context.stream);
+  }
   keys.start_scatter(context, dk, dv, attended_keys(d).slice(1, 0, cut),
                      head_view(d.qkv, 2).slice(1, 0, cut));
 }

@@ -48,12 +48,16 @@ struct Sizes {
   double input_projection() const { return rows() + (tp > 1 ? all_rows() + 2 * (tp - 1) * rows() : 0); }
 
   double gemm_workspace() const { return has_workspaces ? real(workspace::kGemm) : 0; }
-  /// Of `queries` that see as many keys of their own, and `earlier` ones, for which there is another dq.
+  /// Of `queries` that see as many keys of their own, and `earlier` ones, for which there are other dq, dk
+  /// and dv of the heads that are taken at a time.
   double attention_workspace(double queries, double earlier) const {
     if (!has_workspaces) return 0;
     const double most = real(workspace::attention_backward(
         whole(b), whole(h), whole(queries), whole(std::max(queries, earlier)), whole(n), deterministic));
-    return most + (earlier > 0 ? b * queries * h * n * T : 0);
+    if (earlier == 0) return most;
+    const workspace::AttentionPiece piece = workspace::attention_backward_piece(
+        whole(b), whole(h), whole(queries), whole(earlier), deterministic);
+    return most + real(piece.sequences * piece.heads) * (queries * n + earlier * (n + p)) * T;
   }
   /// The scan's gradients, or those of the summary of the tokens before P.
   double ssd_workspace(double before, double after) const {

@@ -41,9 +41,9 @@ std::vector<Seconds> mixing_by_rank(const RankShare& share, std::int64_t transpo
   std::vector<Seconds> by_rank;
   for (const std::vector<Segment>& mine : share.layout.segments) {
     Seconds sum;
-    const Sharing sharing = c.parallel.cp == 1 ? Sharing::none
-                            : mine.size() == 1 ? Sharing::one_segment
-                                               : Sharing::segments;
+    const Sharing sharing = c.parallel.cp == 1                             ? Sharing::none
+                            : mine.size() == 1 && c.train.device == "cuda" ? Sharing::one_segment
+                                                                           : Sharing::segments;
     for (const Segment& s : mine)
       sum += mixing_seconds(c.model, share.machine, transpoint, c.train.seq_len, s.begin, s.end,
                             c.parallel.tp, sharing, again(c));
@@ -104,7 +104,7 @@ double pass_seconds(const RankShare& share, std::span<const std::int64_t> transp
   for (std::int64_t i = 0; i < c.model.num_layers; ++i)
     if (c.model.kind(i) == 'T') {
       add(rest.forward),
-          wait(transpoints[mixer], is_first);  // summaries are made before ranks attend and scan
+          wait(transpoints[mixer], is_first);  // most summaries are made before ranks attend and scan
       mix(transpoints[mixer++], &Seconds::forward);
     } else {
       add(mlp.forward);
@@ -167,7 +167,8 @@ Seconds layer_tp_seconds(const RankShare& share, double in, double out) {
 }
 
 /// Keys and values of [0, P), summaries, and the convolution's halo. Backward gathers keys and values again,
-/// and returns their gradients.
+/// and returns their gradients. At most: keys pass beside attention to a rank's own, their gradients beside
+/// the scan's, which is not counted on.
 Seconds cp_seconds(const RankShare& share, std::int64_t transpoint) {
   const Config& c = share.config;
   const std::int64_t cp = c.parallel.cp;

@@ -1,6 +1,7 @@
 // Attention of bfloat16 on the GPU against float64 on the CPU.
 #include "aligned.h"
 #include "kernels/attention.h"
+#include "kernels/elementwise.h"
 #include "key_parts.h"
 
 namespace transmamba {
@@ -184,6 +185,22 @@ TEST(AttentionBf16, KeysInPartsInAnyOrderAgreeWithFloat64) {
           s.backward_over(keys, /*accumulate_dq=*/keys != parts.front(), deterministic);
         s.check_all();
       }
+  }
+}
+
+TEST(AttentionBf16, SegmentsThatAttendToTheirOwnKeysFirstAgreeWithFloat64) {
+  if (!has_gpu()) GTEST_SKIP() << kNoGpu;
+  const Problem s({2, 400, 400, 3, 96, 96, 0});
+  const Aligned earlier_dk(s.k->shape(), DType::bf16), earlier_dv(s.v->shape(), DType::bf16);
+  for (bool deterministic : {true, false}) {
+    for (const Aligned* out : {&s.o, &s.lse, &s.dq, &s.dk, &s.dv}) fill_with(*out, NAN);
+    for (const Aligned* sum : {&earlier_dk, &earlier_dv}) fill_with(*sum, 0);
+    TestStream::Argument stream = kGpu;
+    stream.deterministic = deterministic;
+    attend_by_segments({s.q, s.k, s.v, s.o, s.lse}, {s.dout, s.q, s.k, s.v, s.o, s.lse, s.dq, s.dk, s.dv},
+                       earlier_dk, earlier_dv, {0, 130, 190, 400}, stream);
+    add({.x = earlier_dk, .y = s.dk}, stream), add({.x = earlier_dv, .y = s.dv}, stream);
+    s.check_all();
   }
 }
 

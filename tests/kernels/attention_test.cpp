@@ -1,5 +1,6 @@
 #include "kernels/attention.h"
 
+#include "kernels/elementwise.h"
 #include "key_parts.h"
 #include "testing.h"
 
@@ -226,6 +227,20 @@ TEST(Attention, KeysInPartsInAnyOrderGiveWhatAllGiveAtOnce) {
               << "tq " << z.tq << ", " << parts.size() << " parts, first from key " << parts.front().first;
       }
     }
+}
+
+TEST(Attention, SegmentsThatAttendToTheirOwnKeysFirstGiveWhatAllGiveAtOnce) {
+  for (const Variant& variant : variants()) {
+    const Sizes z{2, 150, 150, 2, 8, 6, 0};
+    const Problem whole(variant, z), s(variant, z), earlier(variant, z);
+    whole.forward(), whole.backward();
+    for (const Array* sum : {&earlier.dk, &earlier.dv}) fill({.value = 0, .y = *sum}, variant.stream);
+    attend_by_segments({s.q, s.k, s.v, s.o, s.lse}, {s.dout, s.q, s.k, s.v, s.o, s.lse, s.dq, s.dk, s.dv},
+                       earlier.dk, earlier.dv, {0, 1, 70, 71, 150}, variant.stream);
+    add({.x = earlier.dk, .y = s.dk}, variant.stream), add({.x = earlier.dv, .y = s.dv}, variant.stream);
+    for (auto member : {&Problem::o, &Problem::lse, &Problem::dq, &Problem::dk, &Problem::dv})
+      EXPECT_TRUE(near(s.*member, [&](auto& at) { return get(whole.*member, at); }));
+  }
 }
 
 TEST(Attention, PartsOfLargeScoresDoNotOverflow) {
