@@ -12,7 +12,7 @@ from pathlib import Path
 from support.mpi import ENVIRONMENT, keys, losses, mpirun, start_ranks, succeeds, wait_after
 from support.program import PROGRAM, clean_scratch, expect, finish, make_config, make_data, metrics
 
-STEPS, EVERY, AT, TIMEOUT, LOST = 24, 4, 10, 6, 76
+STEPS, EVERY, AT, TIMEOUT, LOST = 24, 4, 10, 9, 76
 clean_scratch()
 make_data()
 words = ["train", make_config(), *keys("tp=2 cp=2"), "--train.steps", STEPS, "--train.global_batch", 4,
