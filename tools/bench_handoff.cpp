@@ -195,9 +195,10 @@ int bench_handoff(Process& process, const std::vector<std::string>& arguments) {
   const std::vector<std::function<void()>> works = {
       [&] {
         const Sequence sequence = pass();
-        StateHandoff(context, sequence, Summaries(context, 1, b, m.num_heads, m.qk_head_dim, m.v_head_dim),
-                     StateHandoff::Direction::later, "state handoff")
-            .combine(context);
+        StateHandoff handoff(context, sequence, {b, m.num_heads, m.qk_head_dim, m.v_head_dim},
+                             StateHandoff::Direction::later, "state handoff");
+        handoff.start(Summaries(context, 1, b, m.num_heads, m.qk_head_dim, m.v_head_dim));
+        handoff.combine(context);
       },
       [&] {
         exchange.to_heads(a.qkv, a.qkv_of_heads);

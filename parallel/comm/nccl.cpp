@@ -42,6 +42,11 @@ class NcclCommunicator : public Communicator {
     for (std::unique_ptr<NcclQueue>& lane : lanes_) lane.reset();
   }
   Allocator* window() override { return window_ ? &window_->memory() : nullptr; }
+  void expect(std::span<const Incoming> incoming) override {
+    engine_->must_be_whole();
+    if (window_ && !incoming.empty())
+      calls_.prepare([&](const Stream& stream) { window_->expect(incoming, stream); });
+  }
 
  private:
   /// Messages between two ranks have a queue of their own for every lane and direction. Sends of NCCL wait

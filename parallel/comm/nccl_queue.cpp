@@ -193,6 +193,14 @@ std::unique_ptr<Pending::Work> NcclQueue::run(const Call& call, const Enqueue& e
   return std::make_unique<Enqueued>(std::move(flight));
 }
 
+void NcclQueue::prepare(const Enqueue& enqueue) {
+  auto flight = std::make_shared<NcclFlight>(engine_, Call());  // not under way: nobody waits for it
+  flight->event.record(engine_->compute), flight->event.hold(stream_);
+  enqueue(stream_);
+  flight->event.record(stream_);
+  beside_ = std::move(flight);
+}
+
 /// A host that is far ahead would wait in the driver, which knows nothing of ranks that are gone. Asking
 /// whether a call is over takes as long as a quarter of making one, so half of them are asked for at once:
 /// they end in the order in which they were made.

@@ -74,6 +74,8 @@ class NcclQueue {
     return run(call, [&](const Stream& stream) { make(call, stream); });
   }
   std::unique_ptr<Pending::Work> run(const Call& call, const Enqueue& enqueue);
+  /// What no other rank can hold up, beside the compute stream too, and before the calls to come.
+  void prepare(const Enqueue& enqueue);
   /// A call of the group in which this rank has no part: its number is taken.
   void skip() { ++calls_; }
   /// The first message of a pair, for which the hosts wait for each other: not in the midst of a schedule,

@@ -120,7 +120,7 @@ std::uint32_t* PeerWindow::done(const gpu::SharedMemory& at, int rank, int chann
 }
 
 void PeerWindow::ask(int from, int channel, const Stream& stream) {
-  std::uint32_t& count = peer(from).counts[static_cast<std::size_t>(channel)].received;
+  std::uint32_t& count = peer(from).counts[static_cast<std::size_t>(channel)].asked;
   gpu::write_word(ready(*peer(from).memory, host_.rank(), channel), ++count, stream);
 }
 
@@ -132,12 +132,22 @@ void PeerWindow::put(int to, int channel, std::int64_t offset, const ConstView& 
 }
 
 void PeerWindow::await(int from, int channel, const Stream& stream) {
-  const std::uint32_t count = peer(from).counts[static_cast<std::size_t>(channel)].received;
-  gpu::wait_for_word(done(*own_, from, channel), count, stream);
+  std::uint32_t& count = peer(from).counts[static_cast<std::size_t>(channel)].received;
+  gpu::wait_for_word(done(*own_, from, channel), ++count, stream);
+}
+
+void PeerWindow::expect(std::span<const Incoming> incoming, const Stream& stream) {
+  for (const Incoming& message : incoming) {
+    check(has(message.data), "window", "expected messages into the window, got one to another place");
+    ask(message.peer, 0, stream);
+  }
 }
 
 void PeerWindow::exchange(const Call& call, const Stream& stream) {
-  for (const Incoming& message : call.incoming) ask(message.peer, 0, stream);
+  for (const Incoming& message : call.incoming) {
+    const Peer::Count& count = peer(message.peer).counts[0];
+    if (count.asked == count.received) ask(message.peer, 0, stream);  // else expect() has
+  }
   for (const Outgoing& message : call.outgoing)
     put(message.peer, 0, message.there.raw() - own_->address(), message.data, stream);
   for (const Incoming& message : call.incoming) await(message.peer, 0, stream);
@@ -158,7 +168,7 @@ void PeerWindow::release() noexcept {
       for (int channel = 0; channel < channels_ && rank != host_.rank(); ++channel) {
         const Peer::Count& count = peer(rank).counts[static_cast<std::size_t>(channel)];
         gpu::write_word(ready(*own_, rank, channel), count.sent + kFar, stream);
-        gpu::write_word(done(*own_, rank, channel), count.received + kFar, stream);
+        gpu::write_word(done(*own_, rank, channel), count.asked + kFar, stream);
       }
   } catch (const Error&) {  // NOLINT: the GPU has failed, and waits for nothing
   }

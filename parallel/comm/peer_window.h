@@ -3,7 +3,8 @@
 // GPU memory and with no host in between. Only for nccl*.cpp.
 //
 //   receiver, in its stream        sender, in its stream
-//   ready[to] at the sender = k    waits for ready[to] = k
+//   ready[to] at the sender = k    waits for ready[to] = k            (the receiver: as soon as it knows
+//   where)
 //                                  copies into the receiver's window (copy engine)
 //   waits for done[from] = k       done[from] at the receiver = k
 #pragma once
@@ -31,6 +32,8 @@ class PeerWindow {
   Allocator& memory() { return memory_; }
   /// Whether what an exchange receives, and what it sends at its peers, is in the window.
   bool takes(const Call& call) const;
+  /// Asks for what exchanges to come receive, in their order.
+  void expect(std::span<const Incoming> incoming, const Stream& stream);
   void exchange(const Call& call, const Stream& stream);
   /// A send or receive, whose receiver has bytes [slot, slot + the message's) of the window for it meanwhile.
   void pass(const Call& call, int channel, std::int64_t slot, const Stream& stream);
@@ -41,7 +44,7 @@ class PeerWindow {
   struct Peer {
     std::unique_ptr<gpu::SharedMemory> memory;  // opened
     struct Count {
-      std::uint32_t sent = 0, received = 0;  // messages
+      std::uint32_t sent = 0, asked = 0, received = 0;  // messages
     };
     std::vector<Count> counts;  // by channel
   };

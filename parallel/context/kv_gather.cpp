@@ -35,8 +35,9 @@ EarlierKeys::EarlierKeys(const Context& context, const Sequence& sequence, std::
 void EarlierKeys::start_scatter(const Context& context, const Tensor& of_k, const Tensor& of_v,
                                 const Tensor& dk, const Tensor& dv) {
   k_ = v_ = Tensor();
-  k_transfer_ = exchange_.start_scatter_add(context, "prefix key gradients", of_k.merge(2), dk.merge(2));
-  v_transfer_ = exchange_.start_scatter_add(context, "prefix value gradients", of_v.merge(2), dv.merge(2));
+  k_transfer_ = exchange_.start_scatter_add(context, "prefix key gradients", of_k.merge(2), dk.merge(2), {});
+  v_transfer_ =
+      exchange_.start_scatter_add(context, "prefix value gradients", of_v.merge(2), dv.merge(2), {});
 }
 
 }  // namespace transmamba

@@ -42,25 +42,35 @@ std::int64_t handoff_window_bytes(const Sequence& sequence, std::int64_t b, std:
   return segments * b * h * (n * p + 1) * size_of(statistics);
 }
 
-StateHandoff::StateHandoff(const Context& context, const Sequence& sequence, Summaries mine,
+StateHandoff::StateHandoff(const Context& context, const Sequence& sequence, const Shape& state,
                            Direction direction, std::string_view purpose)
-    : sequence_(&sequence), mine_(std::move(mine)) {
+    : sequence_(&sequence), direction_(direction), purpose_(purpose) {
   Communicator& cp = sequence.cp();
-  const std::int64_t parts = mine_.flat.dim(0);
-  const Shape shape{cp.size() * parts, mine_.flat.dim(1)};
-  all_ = cp.window() ? Tensor(*cp.window(), shape, mine_.flat.dtype())
-                     : context.empty(shape, mine_.flat.dtype());
-  const auto of_rank = [&](int rank) { return all_.slice(0, rank * parts, (rank + 1) * parts); };
+  const Shape shape{cp.size() * sequence.max_parts(), state[0] * state[1] * (state[2] * state[3] + 1)};
+  all_ = cp.window() ? Tensor(*cp.window(), shape, context.statistics())
+                     : context.empty(shape, context.statistics());
+  for (int other = 0; other < cp.size(); ++other)
+    if (other != cp.rank() && reads(sequence, cp.rank(), other, direction))
+      incoming_.push_back({other, of_rank(other)});
+  receives_ = !incoming_.empty();
+  cp.expect(incoming_);
+}
+
+Tensor StateHandoff::of_rank(int rank) const {
+  const std::int64_t parts = sequence_->max_parts();
+  return all_.slice(0, rank * parts, (rank + 1) * parts);
+}
+
+void StateHandoff::start(Summaries mine) {
+  mine_ = std::move(mine);
+  Communicator& cp = sequence_->cp();
   std::vector<Outgoing> outgoing;
-  std::vector<Incoming> incoming;
-  for (int other = 0; other < cp.size(); ++other) {
-    if (reads(sequence, other, cp.rank(), direction))
+  for (int other = 0; other < cp.size(); ++other)
+    if (reads(*sequence_, other, cp.rank(), direction_))
       outgoing.push_back({other, mine_.flat, of_rank(cp.rank())});
-    if (!reads(sequence, cp.rank(), other, direction)) continue;
-    incoming.push_back({other, of_rank(other)});
-    receives_ |= other != cp.rank();
-  }
-  pending_ = cp.start_exchange(purpose, outgoing, incoming);
+  if (reads(*sequence_, cp.rank(), cp.rank(), direction_))
+    incoming_.push_back({cp.rank(), of_rank(cp.rank())});
+  pending_ = cp.start_exchange(purpose_, outgoing, incoming_);
 }
 
 /// A segment's place is its rank's, then its index there, as Sequence::places() has it. What nobody reads is

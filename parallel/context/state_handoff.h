@@ -12,6 +12,7 @@ namespace transmamba {
 /// A summary, or the gradient of an entering state, for each of a rank's segments, in S; one block of memory,
 /// ready to be gathered.
 struct Summaries {
+  Summaries() = default;
   /// Undefined. `count` segments of b sequences, h heads, states (n, p).
   Summaries(const Context& context, std::int64_t count, std::int64_t b, std::int64_t h, std::int64_t n,
             std::int64_t p);
@@ -44,10 +45,13 @@ struct Entering {
 class StateHandoff {
  public:
   enum class Direction : std::uint8_t { later, earlier };  ///< of summaries, and of gradients
-  /// `mine` holds sequence.max_parts() summaries, of which this rank fills those of its segments. That of the
-  /// sequence's last segment nobody reads, and backwards that of the first.
-  StateHandoff(const Context& context, const Sequence& sequence, Summaries mine, Direction direction,
+  /// Of states (b, h, n, p). From here on those of other ranks may come: before this one makes its own, where
+  /// the group has a window. `purpose`: a literal.
+  StateHandoff(const Context& context, const Sequence& sequence, const Shape& state, Direction direction,
                std::string_view purpose);
+  /// `mine` holds sequence.max_parts() summaries, of which this rank fills those of its segments. That of the
+  /// sequence's last segment nobody reads, and backwards that of the first. Once, before combine().
+  void start(Summaries mine);
 
   /// After Direction::later: states[k + 1] = exp(log_decay[k]) states[k] + local[k] from states[0] = 0.
   /// Absent where that is all: on the rank whose tokens come before all others'.
@@ -60,10 +64,14 @@ class StateHandoff {
  private:
   Summaries all(const Context& context);
   Tensor wanted(const Context& context) const;
+  Tensor of_rank(int rank) const;
   const Sequence* sequence_;
+  Direction direction_;
+  std::string_view purpose_;
   Summaries mine_;
+  std::vector<Incoming> incoming_;
   bool receives_ = false;
-  Tensor all_;
+  Tensor all_;  // (cp sequence.max_parts(), what a segment takes)
   Pending pending_;
 };
 

@@ -31,18 +31,49 @@ std::int64_t TokenExchange::window_bytes(std::int64_t b, std::int64_t c, DType d
   return cp_->size() * b * most_tokens() * c * size_of(dtype);
 }
 
-TokenExchange::Transfer TokenExchange::start(const Context& context, std::string_view purpose, ConstView in,
-                                             View out, bool reverse) const {
+std::vector<std::int64_t> TokenExchange::tokens(bool reverse, bool sends) const {
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(cp_->size()));
+  for (const TokenMove& move : moves_) {
+    const Ends e = ends_of(move, reverse);
+    if ((sends ? e.from : e.to) == cp_->rank())
+      counts[static_cast<std::size_t>(sends ? e.to : e.from)] += e.count;
+  }
+  return counts;
+}
+
+/// In the window every rank has the same block, so that each knows the places of all.
+Tensor TokenExchange::place(const Transfer& transfer, std::int64_t b, std::size_t from,
+                            std::int64_t count) const {
+  const auto r = static_cast<std::int64_t>(from);
+  return transfer.block_.slice(0, r, r + 1).merge(0).slice(0, 0, b * count).split(0, count);
+}
+
+void TokenExchange::expect(Transfer& transfer, std::int64_t b, std::int64_t c, DType dtype,
+                           bool reverse) const {
+  transfer.block_ = Tensor(*cp_->window(), {cp_->size(), b * most_tokens(), c}, dtype);
+  const std::vector<std::int64_t> incoming = tokens(reverse, /*sends=*/false);
+  transfer.received_.resize(incoming.size());
+  std::vector<Incoming> messages;
+  for (std::size_t r = 0; r < incoming.size(); ++r) {
+    if (incoming[r] == 0 || static_cast<int>(r) == cp_->rank()) continue;
+    transfer.received_[r] = place(transfer, b, r, incoming[r]);
+    messages.push_back({static_cast<int>(r), transfer.received_[r]});
+  }
+  cp_->expect(messages);
+}
+
+TokenExchange::Transfer TokenExchange::expect_scatter_add(std::int64_t b, std::int64_t c, DType dtype) const {
   Transfer transfer;
+  if (in_window_ && cp_->window() && !moves_.empty()) expect(transfer, b, c, dtype, /*reverse=*/true);
+  return transfer;
+}
+
+TokenExchange::Transfer TokenExchange::start(const Context& context, std::string_view purpose, ConstView in,
+                                             View out, bool reverse, Transfer transfer) const {
   transfer.exchange_ = this, transfer.out_ = out, transfer.adds_ = reverse;
   const auto ranks = static_cast<std::size_t>(cp_->size());
   const int me = cp_->rank();
-  std::vector<std::int64_t> outgoing(ranks), incoming(ranks);
-  for (const TokenMove& move : moves_) {
-    const Ends e = ends_of(move, reverse);
-    if (e.from == me) outgoing[static_cast<std::size_t>(e.to)] += e.count;
-    if (e.to == me) incoming[static_cast<std::size_t>(e.from)] += e.count;
-  }
+  const auto mine = static_cast<std::size_t>(me);
   const std::int64_t b = in.dim(0), c = in.dim(2);
   const auto buffers = [&](const std::vector<std::int64_t>& counts) {
     std::vector<Tensor> made(ranks);
@@ -50,22 +81,15 @@ TokenExchange::Transfer TokenExchange::start(const Context& context, std::string
       if (counts[r] > 0) made[r] = context.empty({b, counts[r], c}, in.dtype());
     return made;
   };
-  const auto mine = static_cast<std::size_t>(me);
-  incoming[mine] = 0;  // what it sends to itself it has
-  // In the window every rank has the same block, so that each knows the places of all.
-  Allocator* const window = in_window_ ? cp_->window() : nullptr;
-  if (window) transfer.block_ = Tensor(*window, {cp_->size(), b * most_tokens(), c}, in.dtype());
-  const auto place = [&](std::size_t from, std::int64_t count) {
-    const auto r = static_cast<std::int64_t>(from);
-    return transfer.block_.slice(0, r, r + 1).merge(0).slice(0, 0, b * count).split(0, count);
-  };
+  const std::vector<std::int64_t> outgoing = tokens(reverse, /*sends=*/true);
   transfer.sent_ = buffers(outgoing);
-  if (window) {
-    transfer.received_.resize(ranks);
-    for (std::size_t r = 0; r < ranks; ++r)
-      if (incoming[r] > 0) transfer.received_[r] = place(r, incoming[r]);
-  } else {
+  const bool in_window = in_window_ && cp_->window();
+  if (!in_window) {
+    std::vector<std::int64_t> incoming = tokens(reverse, /*sends=*/false);
+    incoming[mine] = 0;  // what it sends to itself it has
     transfer.received_ = buffers(incoming);
+  } else if (!transfer.block_) {
+    expect(transfer, b, c, in.dtype(), reverse);
   }
   transfer.received_[mine] = transfer.sent_[mine];
 
@@ -84,7 +108,8 @@ TokenExchange::Transfer TokenExchange::start(const Context& context, std::string
   for (std::size_t r = 0; r < ranks; ++r) {
     if (r == mine) continue;
     if (transfer.sent_[r])
-      sends.push_back({static_cast<int>(r), transfer.sent_[r], window ? place(mine, outgoing[r]) : View()});
+      sends.push_back({static_cast<int>(r), transfer.sent_[r],
+                       in_window ? View(place(transfer, b, mine, outgoing[r])) : View()});
     if (transfer.received_[r]) receives.push_back({static_cast<int>(r), transfer.received_[r]});
   }
   // All ranks have the same list: they agree on whether there is anything to say.
@@ -120,12 +145,12 @@ void TokenExchange::Transfer::finish(const Context& context, const Sequence* seq
 
 TokenExchange::Transfer TokenExchange::start_gather(const Context& context, std::string_view purpose,
                                                     ConstView x, View y) const {
-  return start(context, purpose, x, y, /*reverse=*/false);
+  return start(context, purpose, x, y, /*reverse=*/false, {});
 }
 
 TokenExchange::Transfer TokenExchange::start_scatter_add(const Context& context, std::string_view purpose,
-                                                         ConstView dy, View dx) const {
-  return start(context, purpose, dy, dx, /*reverse=*/true);
+                                                         ConstView dy, View dx, Transfer expected) const {
+  return start(context, purpose, dy, dx, /*reverse=*/true, std::move(expected));
 }
 
 }  // namespace transmamba

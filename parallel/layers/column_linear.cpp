@@ -18,18 +18,46 @@ void ColumnLinear::forward(const Context& context, const Tensor& x, View y) cons
 
 Tensor ColumnLinear::backward(const Context& context, ConstView dy, const Tensor& x) const {
   // Each transfer runs beside a product that does not need it.
-  const int spare = TokenShard(*tp_, dy.dim(0)).spare;
   GatherTokens all(context, *tp_, "column linear: tokens again", x, dy.dim(0));
   const Tensor dx = context.empty(x.shape());
   ScatterTokens sums(context, *tp_, dy.dim(0), dx);
-  sums.each("column linear: token gradients", [&](const TokenRun& run, const View& rows) {
-    gemm({.a = dy.slice(0, run.begin, run.end), .b = weights_.value(), .c = rows, .spare = spare},
-         context.stream);
-  });
-  gemm({.a = dy, .transpose_a = true, .b = all.finish(), .c = weights_.grad(), .beta = 1, .spare = spare},
-       context.stream);
+  add_to(sums, context, dy);
+  add_weight_gradient(context, dy, all);
   sums.finish();
   return dx;
+}
+
+Tensor ColumnLinear::input_gradient(const Context& context, ConstView dy, const Shape& x) const {
+  const Tensor dx = context.empty(x);
+  ScatterTokens sums(context, *tp_, dy.dim(0), dx);
+  add_to(sums, context, dy);
+  sums.finish();
+  return dx;
+}
+
+void ColumnLinear::add_weight_gradient(const Context& context, ConstView dy, const Tensor& x) const {
+  GatherTokens all(context, *tp_, "column linear: tokens again", x, dy.dim(0));
+  add_weight_gradient(context, dy, all);
+}
+
+void ColumnLinear::add_to(ScatterTokens& sums, const Context& context, ConstView dy) const {
+  sums.each("column linear: token gradients", [&](const TokenRun& run, const View& rows) {
+    gemm({.a = dy.slice(0, run.begin, run.end),
+          .b = weights_.value(),
+          .c = rows,
+          .spare = TokenShard(*tp_, dy.dim(0)).spare},
+         context.stream);
+  });
+}
+
+void ColumnLinear::add_weight_gradient(const Context& context, ConstView dy, GatherTokens& x) const {
+  gemm({.a = dy,
+        .transpose_a = true,
+        .b = x.finish(),
+        .c = weights_.grad(),
+        .beta = 1,
+        .spare = TokenShard(*tp_, dy.dim(0)).spare},
+       context.stream);
 }
 
 }  // namespace transmamba

@@ -18,8 +18,14 @@ class ColumnLinear {
   /// dx = reduce_scatter(dy W); dW += dy^T gather(x). The gather is made again rather than kept. dx is a new
   /// tensor (rows, in).
   Tensor backward(const Context& context, ConstView dy, const Tensor& x) const;
+  /// The same in two calls, for whoever has others wait for dx: dx, of the shape of x, then dW.
+  Tensor input_gradient(const Context& context, ConstView dy, const Shape& x) const;
+  void add_weight_gradient(const Context& context, ConstView dy, const Tensor& x) const;
 
  private:
+  /// Beside what is on its way.
+  void add_to(ScatterTokens& sums, const Context& context, ConstView dy) const;
+  void add_weight_gradient(const Context& context, ConstView dy, GatherTokens& x) const;
   Pack weights_;
   Communicator* tp_ = nullptr;
 };

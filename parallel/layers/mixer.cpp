@@ -267,6 +267,11 @@ void Mixer::Saved::drop(Recompute recompute) {
 void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& u, std::int64_t b,
                 Saved& s) const {
   const std::int64_t t = sequence.tokens(), cut = sequence.tokens_before(transpoint_);
+  const bool hands_over = sequence.parts().size() > 1 && (transpoint_ < sequence.length() || s.keep_states);
+  std::optional<StateHandoff> handoff;
+  if (hands_over)
+    handoff.emplace(context, sequence, Shape{b, heads_, n_, p_}, StateHandoff::Direction::later,
+                    "state handoff");
 
   // Project and convolve: q, k, v and step sizes for all tokens, whoever reads them; q and k as they do.
   s.in = project(context, u, b, t);
@@ -279,14 +284,10 @@ void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& 
   s.lse = context.empty({b, heads_, cut}, context.statistics());
   EarlierKeys keys(context, sequence, transpoint_, attended_keys(s.in).slice(1, 0, cut),
                    head_view(s.in.qkv, 2).slice(1, 0, cut));
-  const bool hands_over = sequence.parts().size() > 1 && (transpoint_ < sequence.length() || s.keep_states);
   const bool scans_first =
       hands_over && sequence.is_first() && cut < t && context.stream.device != Device::cpu;
-  std::optional<StateHandoff> handoff;
-  if (hands_over)
-    handoff.emplace(context, sequence,
-                    scans_first ? scan_first(context, sequence, s) : summaries(context, sequence, s.in),
-                    StateHandoff::Direction::later, "state handoff");
+  if (handoff)
+    handoff->start(scans_first ? scan_first(context, sequence, s) : summaries(context, sequence, s.in));
 
   // Attend before P.
   attend(context, sequence, s);

@@ -1,6 +1,7 @@
 // The backward pass of mixer.cpp: its steps in reverse. Each exchange between ranks is the conjugate of the
 // forward pass's. Memory is freed when its last reader is done (parallel/plan/memory.cpp counts on that).
 #include <optional>
+#include <utility>
 
 #include "core/profile.h"
 #include "kernels/attention.h"
@@ -172,6 +173,8 @@ void Mixer::convolve_backward(const Context& context, const Sequence& sequence, 
   const std::int64_t width = conv_width_ - 1;
   const Tensor x = conv_view(in.projected), dx = conv_view(d.projected);
   const Tensor dhalo = in.halo ? context.empty(in.halo.shape()) : Tensor();
+  const TokenExchange exchange = halo_exchange(sequence, dhalo ? width : 0);
+  TokenExchange::Transfer transfer = exchange.expect_scatter_add(x.dim(0), x.dim(2), x.dtype());
   for (std::size_t i = 0; i < all.size(); ++i)
     qkv_conv_backward({.dy = d.qkv.slice(1, all[i].begin, all[i].end),
                        .dk_rotated = before_transpoint(d.k_rotated, all[i]),
@@ -189,15 +192,18 @@ void Mixer::convolve_backward(const Context& context, const Sequence& sequence, 
                        .position = all[i].position,
                        .theta = rope_theta_},
                       context.stream);
-  if (dhalo)
-    halo_exchange(sequence, width)
-        .start_scatter_add(context, "conv halo gradients", dhalo, dx)
-        .finish(context, &sequence);
+  if (!dhalo) return;
+  transfer = exchange.start_scatter_add(context, "conv halo gradients", dhalo, dx, std::move(transfer));
+  transfer.finish(context, &sequence);
 }
 
 Tensor Mixer::backward(const Context& context, const Sequence& sequence, const Tensor& u, const Tensor& dout,
                        Saved& s) const {
   const std::int64_t b = s.y.dim(0), t = s.y.dim(1), cut = sequence.tokens_before(transpoint_);
+  std::optional<StateHandoff> handoff;
+  if (sequence.parts().size() > 1 && transpoint_ < sequence.length())
+    handoff.emplace(context, sequence, Shape{b, heads_, n_, p_}, StateHandoff::Direction::earlier,
+                    "state handoff gradients");
 
   // Through the output projection, the norm and the gate.
   if (!s.normed) s.normed = gate_and_norm(context, s.y, s.in, cut);
@@ -219,10 +225,7 @@ Tensor Mixer::backward(const Context& context, const Sequence& sequence, const T
   d.dt = context.empty(s.in.dt.shape(), context.statistics());
   EarlierKeys keys(context, sequence, transpoint_, attended_keys(s.in).slice(1, 0, cut),
                    head_view(s.in.qkv, 2).slice(1, 0, cut));
-  std::optional<StateHandoff> handoff;
-  if (sequence.parts().size() > 1 && transpoint_ < sequence.length())
-    handoff.emplace(context, sequence, entry_gradients(context, sequence, dy, s),
-                    StateHandoff::Direction::earlier, "state handoff gradients");
+  if (handoff) handoff->start(entry_gradients(context, sequence, dy, s));
   attend_backward(context, sequence, dy, s, d);
   keys.finish(context);
   attend_earlier_backward(context, sequence, keys, dy, s, d);

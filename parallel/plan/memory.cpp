@@ -177,6 +177,10 @@ LayerBytes stage_bytes(const Sizes& z, const Config& config, const Stage& stage,
                        const std::vector<std::int64_t>& transpoints, const ContextLayout& layout) {
   const ModelConfig& m = config.model;
   const double dresidual = z.rows(), ids = z.b * z.t * 4;
+  const double normed = z.rows();
+  const double logits = z.b * z.t * z.aligned(z.V);  // their gradient takes their place
+  // Of a context rank that others wait for, which leaves the head's weights to the end.
+  const double head = stage.is_last && stage.is_first && z.cp > 1 ? logits + normed : 0;
   LayerBytes bytes;
   bytes.kept = 2 * ids;  // tokens, targets
   std::int64_t mixer = 0;
@@ -187,12 +191,11 @@ LayerBytes stage_bytes(const Sizes& z, const Config& config, const Stage& stage,
     const LayerBytes layer =
         is_mixer ? mixer_bytes(z, dealt(layout, transpoint, config.train.seq_len), m.memory_converter)
                  : mlp_bytes(z);
-    bytes.add_moment(bytes.kept + layer.backward + dresidual, layer.at_work - layer.backward);
+    bytes.add_moment(bytes.kept + layer.backward + dresidual + head, layer.at_work - layer.backward);
     bytes.kept += layer.kept;
   }
   if (!stage.is_last) return bytes;
-  const double residual = z.rows(), normed = z.rows(), lse = z.b * z.t * z.S;
-  const double logits = z.b * z.t * z.aligned(z.V);  // their gradient takes their place
+  const double residual = z.rows(), lse = z.b * z.t * z.S;
   bytes.kept += residual + lse + logits + (z.recompute == Recompute::none ? normed : 0);
   bytes.add_moment(bytes.kept + z.input_projection() + (z.recompute == Recompute::none ? 0 : normed),
                    z.gemm_workspace());

@@ -37,6 +37,8 @@ struct Test : GpuNumbers {
       fill({.value = static_cast<double>(round % 7 + me), .y = out}, context.stream);
       const std::int64_t count = round % 3 == 0 ? kCount : round % 3;
       const Tensor in = block(count), second = block();
+      const Incoming both[] = {{previous, in}, {previous, second}};
+      if (round % 2 == 0) world.expect(both);
       Pending first = pass(out.slice(0, 0, count), in, in), other = pass(out, second, second);
       if (round % 5 == 0) pass(out, {}, beside).wait();
       other.wait(), first.wait();
@@ -52,6 +54,19 @@ struct Test : GpuNumbers {
     expect(
         all.slice(0, 100 * previous, 100 * previous + 100),
         [&](std::int64_t i) { return number(previous, i); }, "message to another place");
+  }
+
+  /// What is expected comes before its receiver calls: all ranks send, and wait for that, before any does.
+  void expected() const {
+    const Tensor in = block(), out = put(numbers(me, kCount));
+    const Outgoing outgoing{next, out, in};
+    const Incoming incoming{previous, in};
+    world.expect({&incoming, 1});
+    world.start_exchange("window", {&outgoing, 1}, {}).wait();
+    synchronize(context);
+    world.start_exchange("window", {}, {&incoming, 1}).wait();
+    expect(
+        in, [&](std::int64_t i) { return number(previous, i); }, "message that was expected");
   }
 
   /// As a pipeline does: both ways, receives before the sends that the other side needs first.
@@ -99,7 +114,7 @@ void run(const Process& process, bool is_late) {
   check(world->window(), "window", "there is none between {} ranks of one host", world->size());
   const Test test(session.context(), *world);
   if (is_late) return test.late();
-  test.messages(), test.lanes();
+  test.messages(), test.expected(), test.lanes();
 }
 
 }  // namespace
