@@ -32,7 +32,8 @@ enum class Sharing : std::uint8_t { none, one_segment, segments };
 /// reads that state), from P on the scan. A segment after the first attends in two calls, to its own keys and
 /// to those before. Where ranks share the sequence a segment is summarised before its entering state is known
 /// and scanned after, backwards likewise: SSM tokens cost two summaries' forward passes more, but for the
-/// sequence's last segment's and first's; and the first's rank, if it has no other, scans at once.
+/// sequence's last segment's and first's; and the first's rank, if it has no other, scans at once, as does
+/// backwards the last's, if it has no tokens before P either.
 Seconds mixing_seconds(const ModelConfig& model, const Machine& machine, std::int64_t transpoint,
                        std::int64_t seq_len, std::int64_t begin, std::int64_t end, std::int64_t tp,
                        Sharing sharing, Recompute again = Recompute::none);

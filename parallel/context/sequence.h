@@ -33,7 +33,8 @@ class Sequence {
   const Part& my_part(std::size_t i) const { return parts_[mine()[i]]; }
   /// Whether all of this rank's tokens come before all others'.
   bool is_first() const { return mine().back() == 0; }
-  std::int64_t max_parts() const { return max_parts_; }  ///< most that any rank has
+  bool is_last() const { return mine().front() + 1 == parts_.size(); }  ///< after all others'
+  std::int64_t max_parts() const { return max_parts_; }                 ///< most that any rank has
   /// Of parts(), where each rank gives max_parts() blocks, and which are this rank's.
   std::span<const SegmentPlace> places() const { return places_; }
   /// How many tokens of `rank` stand before `position`. They are its first ones.

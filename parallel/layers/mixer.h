@@ -158,9 +158,13 @@ class Mixer {
   Summaries entry_gradients(const Context& context, const Sequence& sequence, const Tensor& dy,
                             const Saved& s) const;
   /// `dends` (segments, b, h, n, p): the gradients of the states that the segments end with, where others
-  /// read them.
+  /// read them. `last_entry` (b, h, n, p), which may be absent, gets that of the state that enters the
+  /// sequence's last segment, for a rank that has no other and no tokens before P.
   void scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy, const Tensor& dends,
-                     const Saved& s, const Projections& d) const;
+                     const Saved& s, const Projections& d, View last_entry = {}) const;
+  /// As scan_first(): such a rank's entry gradient, which its scan's backward pass gives.
+  Summaries scan_last_backward(const Context& context, const Sequence& sequence, const Tensor& dy,
+                               const Saved& s, const Projections& d) const;
 
   /// SiLU(z) where it gates, then the per-head norm. Tokens from `cut` on are the SSM's.
   Tensor gate_and_norm(const Context& context, const Tensor& y, const Projections& in,

@@ -120,8 +120,17 @@ Summaries Mixer::entry_gradients(const Context& context, const Sequence& sequenc
   return mine;
 }
 
+Summaries Mixer::scan_last_backward(const Context& context, const Sequence& sequence, const Tensor& dy,
+                                    const Saved& s, const Projections& d) const {
+  const Region region(context, "convert and scan backward");
+  Summaries mine(context, sequence.max_parts(), dy.dim(0), heads_, n_, p_);
+  fill({.value = 0, .y = mine.log_decay}, context.stream);  // nothing comes after
+  scan_backward(context, sequence, dy, {}, s, d, mine.state_of(0));
+  return mine;
+}
+
 void Mixer::scan_backward(const Context& context, const Sequence& sequence, const Tensor& dy,
-                          const Tensor& dends, const Saved& s, const Projections& d) const {
+                          const Tensor& dends, const Saved& s, const Projections& d, View last_entry) const {
   const std::vector<Run> all = runs(sequence);
   for (std::size_t i = 0; i < all.size(); ++i) {
     const Run& run = all[i];
@@ -147,7 +156,7 @@ void Mixer::scan_backward(const Context& context, const Sequence& sequence, cons
                          .ddt = part(d.dt),
                          .da_log = a_log_.grad(),
                          .dd_skip = d_skip_.grad(),
-                         .dstate_in = converts ? dstate : Tensor()},
+                         .dstate_in = converts ? View(dstate) : last_entry},
                         context.stream);
     }
     if (!converts || !dstate) continue;
@@ -225,7 +234,11 @@ Tensor Mixer::backward(const Context& context, const Sequence& sequence, const T
   d.dt = context.empty(s.in.dt.shape(), context.statistics());
   EarlierKeys keys(context, sequence, transpoint_, attended_keys(s.in).slice(1, 0, cut),
                    head_view(s.in.qkv, 2).slice(1, 0, cut));
-  if (handoff) handoff->start(entry_gradients(context, sequence, dy, s));
+  const bool scans_last =
+      handoff && sequence.is_last() && cut == 0 && context.stream.device != Device::cpu;  // as mix() does
+  if (handoff)
+    handoff->start(scans_last ? scan_last_backward(context, sequence, dy, s, d)
+                              : entry_gradients(context, sequence, dy, s));
   attend_backward(context, sequence, dy, s, d);
   keys.finish(context);
   attend_earlier_backward(context, sequence, keys, dy, s, d);
@@ -233,7 +246,7 @@ Tensor Mixer::backward(const Context& context, const Sequence& sequence, const T
     const Region region(context, "convert and scan backward");
     fill({.value = 0, .y = d.dt.slice(1, 0, cut)}, context.stream);
     const Tensor dends = handoff ? handoff->combine_backward(context) : Tensor();
-    scan_backward(context, sequence, dy, dends, s, d);
+    if (!scans_last) scan_backward(context, sequence, dy, dends, s, d);
   }
   keys.finish(context);
   handoff.reset();

@@ -139,7 +139,7 @@ TEST(StepCost, AttentionCostsMoreFurtherBack) {
   EXPECT_NEAR(cost(0, 1000) + cost(1000, 5000) + cost(5000, 8192), cost(0, 8192), 1e-4) << "but for calls";
 }
 
-TEST(StepCost, SegmentsAreSummarisedForOtherRanksUnlessNothingEntersTheirRanksOnlyOne) {
+TEST(StepCost, SegmentsAreSummarisedForOtherRanksUnlessTheirRanksOnlyOneIsAtAnEnd) {
   Machine machine;
   machine.summary = {0, 1, 10};
   const auto cost = [&](std::int64_t begin, std::int64_t end, Sharing sharing) {
@@ -152,7 +152,9 @@ TEST(StepCost, SegmentsAreSummarisedForOtherRanksUnlessNothingEntersTheirRanksOn
   EXPECT_EQ(cost(0, 2048, Sharing::segments).forward, once);
   EXPECT_EQ(cost(0, 2048, Sharing::segments).backward, 0);
   EXPECT_EQ(cost(0, 2048, Sharing::one_segment).total(), 0);
-  EXPECT_EQ(cost(6144, 8192, Sharing::one_segment).forward, 0);
+  EXPECT_EQ(cost(6144, 8192, Sharing::segments).forward, 0);
+  EXPECT_EQ(cost(6144, 8192, Sharing::segments).backward, once);
+  EXPECT_EQ(cost(6144, 8192, Sharing::one_segment).total(), 0);
   EXPECT_EQ(cost(2048, 4096, Sharing::none).total(), 0);
 }
 
