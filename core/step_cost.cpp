@@ -51,9 +51,11 @@ Seconds mixing_seconds(const ModelConfig& m, const Machine& machine, std::int64_
     // which costs the same.
     const double summary = op(machine.summary, after * heads * n * p).forward;
     const bool is_only = sharing == Sharing::one_segment;
-    const bool scans_at_once = is_only && begin == 0, and_back = is_only && end == seq_len && cut == begin;
+    const bool scans_at_once = is_only && begin == 0;
+    const bool scans_at_once_backward = is_only && end == seq_len && cut == begin;
     if (sharing != Sharing::none)
-      seconds += {end < seq_len && !scans_at_once ? summary : 0, begin > 0 && !and_back ? summary : 0};
+      seconds +=
+          {end < seq_len && !scans_at_once ? summary : 0, begin > 0 && !scans_at_once_backward ? summary : 0};
   }
   if (again == Recompute::full) seconds.backward += seconds.forward;
   return seconds;

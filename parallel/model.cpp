@@ -35,6 +35,10 @@ Model::Model(const ModelConfig& c, std::span<const std::int64_t> transpoints, co
     own_mesh_ = Mesh::serial();
     placement_ = serial_placement(*own_mesh_, c);
   }
+  const Mesh& mesh = *placement_.mesh;
+  has_late_head_ =
+      late_head_rank(c, placement_.layout, transpoints, mesh.tp().size(), mesh.pp().size(),
+                     context.stream.device != Device::cpu) == static_cast<std::size_t>(mesh.cp().rank());
   declare(transpoints);
   store_->allocate(context, bucket_bytes, placement_.mesh->data().size());
 }
@@ -219,11 +223,6 @@ Tensor Model::backward(const Context& context, int chunk, const Tensor& doutput,
     if (events) events->complete(range.first, range.last);
   };
   const Stage& stage = placement_.chunk(chunk);
-  const Sequence sequence = this->sequence(s.tokens.dim(1));
-  // Ranks wait, layer by layer, for those with later tokens, and nobody for gradients of the head's weights:
-  // these come last, but where the stage before waits for all of this. Their sums over ranks so on all.
-  const bool head_is_last = stage.is_last && stage.is_first && sequence.cp().size() > 1;
-  const bool is_waited_for = head_is_last && !sequence.is_first();
   Tensor dresidual = doutput;
   if (stage.is_last) {
     const Region region(context, "head and loss backward");
@@ -231,14 +230,15 @@ Tensor Model::backward(const Context& context, int chunk, const Tensor& doutput,
     loss_.backward(context, s.logits, s.targets, s.lse, scale, s.logits);
     if (!s.normed) s.normed = norm(context, s.residual, tokens, final_norm_);
     const View dlogits = s.logits.merge(0);
-    const Tensor dnormed = is_waited_for ? head_.input_gradient(context, dlogits, s.normed.shape())
-                                         : head_.backward(context, dlogits, s.normed);
+    const Tensor dnormed = has_late_head_ ? head_.input_gradient(context, dlogits, s.normed.shape())
+                                          : head_.backward(context, dlogits, s.normed);
+    if (!has_late_head_) s.logits = s.normed = Tensor();
     dresidual = context.empty(s.residual.shape());
     norm_backward(context, dnormed, s.residual, tokens, final_norm_, {}, dresidual);
     s.residual = Tensor();
-    if (!is_waited_for) s.logits = s.normed = Tensor();
-    if (!head_is_last) complete(head_range_);
+    complete(head_range_);
   }
+  const Sequence sequence = this->sequence(s.tokens.dim(1));
   for (std::size_t i = layers(chunk).size(); i-- > 0;) {
     const Layer& layer = layers(chunk)[i];
     const Region region(context, layer.is_mixer() ? "mixer backward" : "mlp backward",
@@ -246,12 +246,11 @@ Tensor Model::backward(const Context& context, int chunk, const Tensor& doutput,
     backward(context, sequence, layer, s.tokens, dresidual, s.layers[i]);
     complete(layer.parameters);
   }
-  if (is_waited_for) {
+  if (has_late_head_) {
     const Region region(context, "head backward");
     head_.add_weight_gradient(context, s.logits.merge(0), s.normed);
     s.logits = s.normed = Tensor();
   }
-  if (head_is_last) complete(head_range_);
   if (!stage.is_first) return dresidual;
   const Region region(context, "embedding backward");
   embedding_.backward(context, dresidual, s.tokens);

@@ -119,6 +119,7 @@ class Model {
   VocabCrossEntropy loss_;
   Range embedding_range_, head_range_;
   ParameterEvents* events_ = nullptr;
+  bool has_late_head_ = false;  // late_head_rank()
 
   void declare(std::span<const std::int64_t> transpoints);
   /// One layer: gives its output, and in `saved` (where saved.residual is its input) what backward wants.

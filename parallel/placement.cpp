@@ -1,5 +1,6 @@
 #include "parallel/placement.h"
 
+#include <algorithm>
 #include <map>
 #include <numeric>
 #include <string_view>
@@ -93,6 +94,22 @@ ContextLayout quickest(const Config& c, const Machine& machine) {
 }
 
 }  // namespace
+
+std::optional<std::size_t> late_head_rank(const ModelConfig& model, const ContextLayout& layout,
+                                          std::span<const std::int64_t> transpoints, std::int64_t tp,
+                                          std::int64_t pp, bool on_gpu) {
+  const auto& ranks = layout.segments;
+  if (!on_gpu || !model.tie_embeddings || tp > 1 || pp > 1 || ranks.size() < 2) return {};
+  const auto last = std::max_element(ranks.begin(), ranks.end(), [](const auto& a, const auto& b) {
+    return a.front().begin < b.front().begin;
+  });
+  const std::int64_t begin = last->front().begin;
+  for (auto other = ranks.begin(); other != ranks.end(); ++other)
+    if (other != last && other->back().end > begin) return {};
+  if (std::any_of(transpoints.begin(), transpoints.end(), [&](std::int64_t p) { return p > begin; }))
+    return {};
+  return static_cast<std::size_t>(last - ranks.begin());
+}
 
 Machine machine_of(const Config& config) { return Machine::of(config.parallel.machine, config.train.device); }
 

@@ -197,7 +197,7 @@ int bench_handoff(Process& process, const std::vector<std::string>& arguments) {
         const Sequence sequence = pass();
         StateHandoff handoff(context, sequence, {b, m.num_heads, m.qk_head_dim, m.v_head_dim},
                              StateHandoff::Direction::later, "state handoff");
-        handoff.start(Summaries(context, 1, b, m.num_heads, m.qk_head_dim, m.v_head_dim));
+        handoff.start(context, Summaries(context, 1, b, m.num_heads, m.qk_head_dim, m.v_head_dim));
         handoff.combine(context);
       },
       [&] {

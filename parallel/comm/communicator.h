@@ -209,7 +209,8 @@ class Communicator {
   /// What the window's memory comes from; null without one.
   virtual Allocator* window() { return nullptr; }
   /// What exchanges to come will receive in the window, in their order: whoever sends it may do so before
-  /// this rank makes its call, which then waits for no round trip. Does nothing without a window.
+  /// this rank makes its call, which then waits for no round trip. None of them is left out, and no other one
+  /// is made before. Does nothing without a window.
   virtual void expect(std::span<const Incoming> incoming) { static_cast<void>(incoming); }
 
   /// A collective call: the library's own calls among the same ranks, on a communicator of their own. Null

@@ -74,7 +74,7 @@ class NcclQueue {
     return run(call, [&](const Stream& stream) { make(call, stream); });
   }
   std::unique_ptr<Pending::Work> run(const Call& call, const Enqueue& enqueue);
-  /// What no other rank can hold up, beside the compute stream too, and before the calls to come.
+  /// What waits for no other rank, in the order of calls, beside the compute stream as they.
   void prepare(const Enqueue& enqueue);
   /// A call of the group in which this rank has no part: its number is taken.
   void skip() { ++calls_; }

@@ -139,14 +139,23 @@ void PeerWindow::await(int from, int channel, const Stream& stream) {
 void PeerWindow::expect(std::span<const Incoming> incoming, const Stream& stream) {
   for (const Incoming& message : incoming) {
     check(has(message.data), "window", "expected messages into the window, got one to another place");
+    if (message.data.numel() == 0) continue;
     ask(message.peer, 0, stream);
+    peer(message.peer).expected.push_back(message.data.raw());
   }
 }
 
 void PeerWindow::exchange(const Call& call, const Stream& stream) {
   for (const Incoming& message : call.incoming) {
-    const Peer::Count& count = peer(message.peer).counts[0];
-    if (count.asked == count.received) ask(message.peer, 0, stream);  // else expect() has
+    auto& expected = peer(message.peer).expected;
+    if (expected.empty()) {
+      ask(message.peer, 0, stream);
+      continue;
+    }
+    check(expected.front() == message.data.raw(), "window",
+          "{}: expected what was asked for next of rank {}, got another place", to_string(call),
+          message.peer);
+    expected.pop_front();
   }
   for (const Outgoing& message : call.outgoing)
     put(message.peer, 0, message.there.raw() - own_->address(), message.data, stream);

@@ -1,15 +1,15 @@
 // Memory of a group's GPUs that its ranks copy into each other's: the k-th message from one rank to another
 // on a channel waits until the receiver has asked for it, and the receiver for the message, by two words of
-// GPU memory and with no host in between. Only for nccl*.cpp.
+// GPU memory and with no host in between. A receiver asks as early as it knows the place. Only for nccl*.cpp.
 //
 //   receiver, in its stream        sender, in its stream
-//   ready[to] at the sender = k    waits for ready[to] = k            (the receiver: as soon as it knows
-//   where)
+//   ready[to] at the sender = k    waits for ready[to] = k
 //                                  copies into the receiver's window (copy engine)
 //   waits for done[from] = k       done[from] at the receiver = k
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -32,7 +32,7 @@ class PeerWindow {
   Allocator& memory() { return memory_; }
   /// Whether what an exchange receives, and what it sends at its peers, is in the window.
   bool takes(const Call& call) const;
-  /// Asks for what exchanges to come receive, in their order.
+  /// Asks for what exchanges to come receive, in their order, which they check.
   void expect(std::span<const Incoming> incoming, const Stream& stream);
   void exchange(const Call& call, const Stream& stream);
   /// A send or receive, whose receiver has bytes [slot, slot + the message's) of the window for it meanwhile.
@@ -46,7 +46,8 @@ class PeerWindow {
     struct Count {
       std::uint32_t sent = 0, asked = 0, received = 0;  // messages
     };
-    std::vector<Count> counts;  // by channel
+    std::vector<Count> counts;              // by channel
+    std::deque<const std::byte*> expected;  // places of messages that were asked for before their exchange
   };
   PeerWindow(Communicator& host, std::int64_t bytes, int channels, std::unique_ptr<gpu::SharedMemory> own);
   bool has(const ConstView& x) const;

@@ -28,8 +28,8 @@ EarlierKeys::EarlierKeys(const Context& context, const Sequence& sequence, std::
     return context.empty({x.dim(0), before, x.dim(2), x.dim(3)});
   };
   k_ = gathered(k), v_ = gathered(v);
-  k_transfer_ = exchange_.start_gather(context, "prefix keys", k.merge(2), k_.merge(2));
-  v_transfer_ = exchange_.start_gather(context, "prefix values", v.merge(2), v_.merge(2));
+  k_transfer_ = exchange_.start_gather(context, "prefix keys", k.merge(2), k_.merge(2), {});
+  v_transfer_ = exchange_.start_gather(context, "prefix values", v.merge(2), v_.merge(2), {});
 }
 
 void EarlierKeys::start_scatter(const Context& context, const Tensor& of_k, const Tensor& of_v,

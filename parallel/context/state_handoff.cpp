@@ -46,14 +46,19 @@ StateHandoff::StateHandoff(const Context& context, const Sequence& sequence, con
                            Direction direction, std::string_view purpose)
     : sequence_(&sequence), direction_(direction), purpose_(purpose) {
   Communicator& cp = sequence.cp();
+  if (!cp.window()) return;
   const Shape shape{cp.size() * sequence.max_parts(), state[0] * state[1] * (state[2] * state[3] + 1)};
-  all_ = cp.window() ? Tensor(*cp.window(), shape, context.statistics())
-                     : context.empty(shape, context.statistics());
+  all_ = Tensor(*cp.window(), shape, context.statistics());
+  cp.expect(incoming());
+}
+
+std::vector<Incoming> StateHandoff::incoming() const {
+  const Communicator& cp = sequence_->cp();
+  std::vector<Incoming> messages;
   for (int other = 0; other < cp.size(); ++other)
-    if (other != cp.rank() && reads(sequence, cp.rank(), other, direction))
-      incoming_.push_back({other, of_rank(other)});
-  receives_ = !incoming_.empty();
-  cp.expect(incoming_);
+    if (other != cp.rank() && reads(*sequence_, cp.rank(), other, direction_))
+      messages.push_back({other, of_rank(other)});
+  return messages;
 }
 
 Tensor StateHandoff::of_rank(int rank) const {
@@ -61,16 +66,19 @@ Tensor StateHandoff::of_rank(int rank) const {
   return all_.slice(0, rank * parts, (rank + 1) * parts);
 }
 
-void StateHandoff::start(Summaries mine) {
+void StateHandoff::start(const Context& context, Summaries mine) {
   mine_ = std::move(mine);
   Communicator& cp = sequence_->cp();
+  if (!all_) all_ = context.empty({cp.size() * mine_.flat.dim(0), mine_.flat.dim(1)}, mine_.flat.dtype());
   std::vector<Outgoing> outgoing;
   for (int other = 0; other < cp.size(); ++other)
     if (reads(*sequence_, other, cp.rank(), direction_))
       outgoing.push_back({other, mine_.flat, of_rank(cp.rank())});
+  std::vector<Incoming> messages = incoming();
+  receives_ = !messages.empty();
   if (reads(*sequence_, cp.rank(), cp.rank(), direction_))
-    incoming_.push_back({cp.rank(), of_rank(cp.rank())});
-  pending_ = cp.start_exchange(purpose_, outgoing, incoming_);
+    messages.push_back({cp.rank(), of_rank(cp.rank())});
+  pending_ = cp.start_exchange(purpose_, outgoing, messages);
 }
 
 /// A segment's place is its rank's, then its index there, as Sequence::places() has it. What nobody reads is

@@ -51,7 +51,7 @@ class StateHandoff {
                std::string_view purpose);
   /// `mine` holds sequence.max_parts() summaries, of which this rank fills those of its segments. That of the
   /// sequence's last segment nobody reads, and backwards that of the first. Once, before combine().
-  void start(Summaries mine);
+  void start(const Context& context, Summaries mine);
 
   /// After Direction::later: states[k + 1] = exp(log_decay[k]) states[k] + local[k] from states[0] = 0.
   /// Absent where that is all: on the rank whose tokens come before all others'.
@@ -65,11 +65,11 @@ class StateHandoff {
   Summaries all(const Context& context);
   Tensor wanted(const Context& context) const;
   Tensor of_rank(int rank) const;
+  std::vector<Incoming> incoming() const;  ///< of other ranks
   const Sequence* sequence_;
   Direction direction_;
   std::string_view purpose_;
   Summaries mine_;
-  std::vector<Incoming> incoming_;
   bool receives_ = false;
   Tensor all_;  // (cp sequence.max_parts(), what a segment takes)
   Pending pending_;

@@ -48,8 +48,10 @@ Tensor TokenExchange::place(const Transfer& transfer, std::int64_t b, std::size_
   return transfer.block_.slice(0, r, r + 1).merge(0).slice(0, 0, b * count).split(0, count);
 }
 
-void TokenExchange::expect(Transfer& transfer, std::int64_t b, std::int64_t c, DType dtype,
-                           bool reverse) const {
+TokenExchange::Transfer TokenExchange::expect(std::int64_t b, std::int64_t c, DType dtype,
+                                              bool reverse) const {
+  Transfer transfer;
+  if (!in_window_ || !cp_->window() || moves_.empty()) return transfer;
   transfer.block_ = Tensor(*cp_->window(), {cp_->size(), b * most_tokens(), c}, dtype);
   const std::vector<std::int64_t> incoming = tokens(reverse, /*sends=*/false);
   transfer.received_.resize(incoming.size());
@@ -60,21 +62,25 @@ void TokenExchange::expect(Transfer& transfer, std::int64_t b, std::int64_t c, D
     messages.push_back({static_cast<int>(r), transfer.received_[r]});
   }
   cp_->expect(messages);
+  return transfer;
+}
+
+TokenExchange::Transfer TokenExchange::expect_gather(std::int64_t b, std::int64_t c, DType dtype) const {
+  return expect(b, c, dtype, /*reverse=*/false);
 }
 
 TokenExchange::Transfer TokenExchange::expect_scatter_add(std::int64_t b, std::int64_t c, DType dtype) const {
-  Transfer transfer;
-  if (in_window_ && cp_->window() && !moves_.empty()) expect(transfer, b, c, dtype, /*reverse=*/true);
-  return transfer;
+  return expect(b, c, dtype, /*reverse=*/true);
 }
 
 TokenExchange::Transfer TokenExchange::start(const Context& context, std::string_view purpose, ConstView in,
                                              View out, bool reverse, Transfer transfer) const {
+  const std::int64_t b = in.dim(0), c = in.dim(2);
+  if (!transfer.block_) transfer = expect(b, c, in.dtype(), reverse);
   transfer.exchange_ = this, transfer.out_ = out, transfer.adds_ = reverse;
   const auto ranks = static_cast<std::size_t>(cp_->size());
   const int me = cp_->rank();
   const auto mine = static_cast<std::size_t>(me);
-  const std::int64_t b = in.dim(0), c = in.dim(2);
   const auto buffers = [&](const std::vector<std::int64_t>& counts) {
     std::vector<Tensor> made(ranks);
     for (std::size_t r = 0; r < ranks; ++r)
@@ -83,13 +89,11 @@ TokenExchange::Transfer TokenExchange::start(const Context& context, std::string
   };
   const std::vector<std::int64_t> outgoing = tokens(reverse, /*sends=*/true);
   transfer.sent_ = buffers(outgoing);
-  const bool in_window = in_window_ && cp_->window();
+  const bool in_window = static_cast<bool>(transfer.block_);
   if (!in_window) {
     std::vector<std::int64_t> incoming = tokens(reverse, /*sends=*/false);
     incoming[mine] = 0;  // what it sends to itself it has
     transfer.received_ = buffers(incoming);
-  } else if (!transfer.block_) {
-    expect(transfer, b, c, in.dtype(), reverse);
   }
   transfer.received_[mine] = transfer.sent_[mine];
 
@@ -144,8 +148,8 @@ void TokenExchange::Transfer::finish(const Context& context, const Sequence* seq
 }
 
 TokenExchange::Transfer TokenExchange::start_gather(const Context& context, std::string_view purpose,
-                                                    ConstView x, View y) const {
-  return start(context, purpose, x, y, /*reverse=*/false, {});
+                                                    ConstView x, View y, Transfer expected) const {
+  return start(context, purpose, x, y, /*reverse=*/false, std::move(expected));
 }
 
 TokenExchange::Transfer TokenExchange::start_scatter_add(const Context& context, std::string_view purpose,

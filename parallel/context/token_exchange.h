@@ -42,13 +42,14 @@ class TokenExchange {
   };
 
   /// y[target] = x[source] for every move: x (b, t, c), y (b, t', c). Tokens of y that no move names stay.
-  [[nodiscard]] Transfer start_gather(const Context& context, std::string_view purpose, ConstView x,
-                                      View y) const;
-  /// The conjugate: dx[source] += dy[target] for every move, summed in order of ranks. `expected`: of
-  /// expect_scatter_add(), or nothing.
+  /// `expected`: of expect_gather(), or nothing.
+  [[nodiscard]] Transfer start_gather(const Context& context, std::string_view purpose, ConstView x, View y,
+                                      Transfer expected) const;
+  /// The conjugate: dx[source] += dy[target] for every move, summed in order of ranks.
   [[nodiscard]] Transfer start_scatter_add(const Context& context, std::string_view purpose, ConstView dy,
                                            View dx, Transfer expected) const;
-  /// Before it, of dy (b, .., c): from here on what others send may come, where it goes to the window.
+  /// Before either, of (b, .., c): from here on what others send may come, where it goes to the window.
+  [[nodiscard]] Transfer expect_gather(std::int64_t b, std::int64_t c, DType dtype) const;
   [[nodiscard]] Transfer expect_scatter_add(std::int64_t b, std::int64_t c, DType dtype) const;
 
  private:
@@ -56,8 +57,8 @@ class TokenExchange {
                  Transfer transfer) const;
   /// Tokens that this rank sends to, or gets from, each other one.
   std::vector<std::int64_t> tokens(bool reverse, bool sends) const;
-  /// The places in the window of what arrives, asked for.
-  void expect(Transfer& transfer, std::int64_t b, std::int64_t c, DType dtype, bool reverse) const;
+  /// The places in the window of what arrives, asked for; nothing where it does not go there.
+  Transfer expect(std::int64_t b, std::int64_t c, DType dtype, bool reverse) const;
   Tensor place(const Transfer& transfer, std::int64_t b, std::size_t from, std::int64_t count) const;
   /// Tokens that go from one rank to another, at most.
   std::int64_t most_tokens() const;

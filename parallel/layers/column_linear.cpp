@@ -21,7 +21,7 @@ Tensor ColumnLinear::backward(const Context& context, ConstView dy, const Tensor
   GatherTokens all(context, *tp_, "column linear: tokens again", x, dy.dim(0));
   const Tensor dx = context.empty(x.shape());
   ScatterTokens sums(context, *tp_, dy.dim(0), dx);
-  add_to(sums, context, dy);
+  start_input_gradient(context, dy, sums);
   add_weight_gradient(context, dy, all);
   sums.finish();
   return dx;
@@ -30,7 +30,7 @@ Tensor ColumnLinear::backward(const Context& context, ConstView dy, const Tensor
 Tensor ColumnLinear::input_gradient(const Context& context, ConstView dy, const Shape& x) const {
   const Tensor dx = context.empty(x);
   ScatterTokens sums(context, *tp_, dy.dim(0), dx);
-  add_to(sums, context, dy);
+  start_input_gradient(context, dy, sums);
   sums.finish();
   return dx;
 }
@@ -40,7 +40,7 @@ void ColumnLinear::add_weight_gradient(const Context& context, ConstView dy, con
   add_weight_gradient(context, dy, all);
 }
 
-void ColumnLinear::add_to(ScatterTokens& sums, const Context& context, ConstView dy) const {
+void ColumnLinear::start_input_gradient(const Context& context, ConstView dy, ScatterTokens& sums) const {
   sums.each("column linear: token gradients", [&](const TokenRun& run, const View& rows) {
     gemm({.a = dy.slice(0, run.begin, run.end),
           .b = weights_.value(),

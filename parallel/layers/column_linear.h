@@ -23,8 +23,7 @@ class ColumnLinear {
   void add_weight_gradient(const Context& context, ConstView dy, const Tensor& x) const;
 
  private:
-  /// Beside what is on its way.
-  void add_to(ScatterTokens& sums, const Context& context, ConstView dy) const;
+  void start_input_gradient(const Context& context, ConstView dy, ScatterTokens& sums) const;
   void add_weight_gradient(const Context& context, ConstView dy, GatherTokens& x) const;
   Pack weights_;
   Communicator* tp_ = nullptr;

@@ -94,8 +94,8 @@ void Mixer::convolve(const Context& context, const Projections& in, const Run& r
            context.stream);
 }
 
-void Mixer::convolve(const Context& context, const Sequence& sequence, bool keep_states,
-                     Projections& in) const {
+void Mixer::convolve(const Context& context, const Sequence& sequence, bool keep_states, Projections& in,
+                     TokenExchange::Transfer transfer) const {
   const Region region(context, "convolve");
   const std::int64_t b = in.projected.dim(0), cut = sequence.tokens_before(transpoint_),
                      width = conv_width_ - 1;
@@ -108,13 +108,13 @@ void Mixer::convolve(const Context& context, const Sequence& sequence, bool keep
     run.end = std::min(run.end, run.begin + width), run.cut = std::min(run.cut, run.end);
     return run;
   };
-  TokenExchange::Transfer transfer;
   std::optional<TokenExchange> exchange;
   if (gathers) {
     exchange = halo_exchange(sequence, width);
     in.halo = context.empty({b, std::ssize(all) * width, channels()});
     fill({.value = 0, .y = in.halo}, context.stream);
-    transfer = exchange->start_gather(context, "conv halo", conv_view(in.projected), in.halo);
+    transfer =
+        exchange->start_gather(context, "conv halo", conv_view(in.projected), in.halo, std::move(transfer));
   }
   // The tokens that need what is on its way come last.
   for (std::size_t i = 0; i < all.size(); ++i) {
@@ -268,6 +268,9 @@ void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& 
                 Saved& s) const {
   const std::int64_t t = sequence.tokens(), cut = sequence.tokens_before(transpoint_);
   const bool hands_over = sequence.parts().size() > 1 && (transpoint_ < sequence.length() || s.keep_states);
+  // What comes from other ranks is asked for first, in the order in which it comes.
+  TokenExchange::Transfer halo =
+      halo_exchange(sequence, conv_width_ - 1).expect_gather(b, channels(), context.dtype);
   std::optional<StateHandoff> handoff;
   if (hands_over)
     handoff.emplace(context, sequence, Shape{b, heads_, n_, p_}, StateHandoff::Direction::later,
@@ -275,7 +278,7 @@ void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& 
 
   // Project and convolve: q, k, v and step sizes for all tokens, whoever reads them; q and k as they do.
   s.in = project(context, u, b, t);
-  convolve(context, sequence, s.keep_states, s.in);
+  convolve(context, sequence, s.keep_states, s.in, std::move(halo));
   s.y = context.empty({b, t, heads_, p_});
 
   // Other ranks' keys are on their way while segments are summarised and attend to their own keys, the
@@ -287,7 +290,8 @@ void Mixer::mix(const Context& context, const Sequence& sequence, const Tensor& 
   const bool scans_first =
       hands_over && sequence.is_first() && cut < t && context.stream.device != Device::cpu;
   if (handoff)
-    handoff->start(scans_first ? scan_first(context, sequence, s) : summaries(context, sequence, s.in));
+    handoff->start(context,
+                   scans_first ? scan_first(context, sequence, s) : summaries(context, sequence, s.in));
 
   // Attend before P.
   attend(context, sequence, s);

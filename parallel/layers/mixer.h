@@ -124,7 +124,9 @@ class Mixer {
   }
   void convolve(const Context& context, const Projections& in, const Run& run, ConstView halo) const;
   /// Gathers in.halo first where it is not there; meanwhile most tokens are convolved.
-  void convolve(const Context& context, const Sequence& sequence, bool keep_states, Projections& in) const;
+  /// `halo`: what was expected of it, or nothing.
+  void convolve(const Context& context, const Sequence& sequence, bool keep_states, Projections& in,
+                TokenExchange::Transfer halo) const;
   void convolve_backward(const Context& context, const Sequence& sequence, const Projections& in,
                          const Projections& d) const;
 

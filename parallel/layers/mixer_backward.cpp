@@ -123,8 +123,7 @@ Summaries Mixer::entry_gradients(const Context& context, const Sequence& sequenc
 Summaries Mixer::scan_last_backward(const Context& context, const Sequence& sequence, const Tensor& dy,
                                     const Saved& s, const Projections& d) const {
   const Region region(context, "convert and scan backward");
-  Summaries mine(context, sequence.max_parts(), dy.dim(0), heads_, n_, p_);
-  fill({.value = 0, .y = mine.log_decay}, context.stream);  // nothing comes after
+  Summaries mine(context, sequence.max_parts(), dy.dim(0), heads_, n_, p_);  // no decay: nothing comes after
   scan_backward(context, sequence, dy, {}, s, d, mine.state_of(0));
   return mine;
 }
@@ -182,8 +181,12 @@ void Mixer::convolve_backward(const Context& context, const Sequence& sequence, 
   const std::int64_t width = conv_width_ - 1;
   const Tensor x = conv_view(in.projected), dx = conv_view(d.projected);
   const Tensor dhalo = in.halo ? context.empty(in.halo.shape()) : Tensor();
-  const TokenExchange exchange = halo_exchange(sequence, dhalo ? width : 0);
-  TokenExchange::Transfer transfer = exchange.expect_scatter_add(x.dim(0), x.dim(2), x.dtype());
+  std::optional<TokenExchange> exchange;
+  TokenExchange::Transfer transfer;
+  if (dhalo) {
+    exchange = halo_exchange(sequence, width);
+    transfer = exchange->expect_scatter_add(x.dim(0), x.dim(2), x.dtype());
+  }
   for (std::size_t i = 0; i < all.size(); ++i)
     qkv_conv_backward({.dy = d.qkv.slice(1, all[i].begin, all[i].end),
                        .dk_rotated = before_transpoint(d.k_rotated, all[i]),
@@ -201,8 +204,8 @@ void Mixer::convolve_backward(const Context& context, const Sequence& sequence, 
                        .position = all[i].position,
                        .theta = rope_theta_},
                       context.stream);
-  if (!dhalo) return;
-  transfer = exchange.start_scatter_add(context, "conv halo gradients", dhalo, dx, std::move(transfer));
+  if (!exchange) return;
+  transfer = exchange->start_scatter_add(context, "conv halo gradients", dhalo, dx, std::move(transfer));
   transfer.finish(context, &sequence);
 }
 
@@ -228,7 +231,7 @@ Tensor Mixer::backward(const Context& context, const Sequence& sequence, const T
 
   // Through attention, then the SSM: what the states ask of a token's k and v adds to what attention did. The
   // gradients of states pass between ranks while we attend, those of other ranks' keys while we scan.
-  if (!s.in.qkv) convolve(context, sequence, s.keep_states, s.in);
+  if (!s.in.qkv) convolve(context, sequence, s.keep_states, s.in, {});
   d.qkv = context.empty(s.in.qkv.shape());
   if (s.in.k_rotated) d.k_rotated = context.empty(s.in.k_rotated.shape());
   d.dt = context.empty(s.in.dt.shape(), context.statistics());
@@ -237,8 +240,8 @@ Tensor Mixer::backward(const Context& context, const Sequence& sequence, const T
   const bool scans_last =
       handoff && sequence.is_last() && cut == 0 && context.stream.device != Device::cpu;  // as mix() does
   if (handoff)
-    handoff->start(scans_last ? scan_last_backward(context, sequence, dy, s, d)
-                              : entry_gradients(context, sequence, dy, s));
+    handoff->start(context, scans_last ? scan_last_backward(context, sequence, dy, s, d)
+                                       : entry_gradients(context, sequence, dy, s));
   attend_backward(context, sequence, dy, s, d);
   keys.finish(context);
   attend_earlier_backward(context, sequence, keys, dy, s, d);

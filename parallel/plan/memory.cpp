@@ -179,8 +179,10 @@ LayerBytes stage_bytes(const Sizes& z, const Config& config, const Stage& stage,
   const double dresidual = z.rows(), ids = z.b * z.t * 4;
   const double normed = z.rows();
   const double logits = z.b * z.t * z.aligned(z.V);  // their gradient takes their place
-  // Of a context rank that others wait for, which leaves the head's weights to the end.
-  const double head = stage.is_last && stage.is_first && z.cp > 1 ? logits + normed : 0;
+  const bool has_late_head = late_head_rank(m, layout, transpoints, config.parallel.tp, config.parallel.pp,
+                                            config.train.device == "cuda")
+                                 .has_value();
+  const double head = has_late_head ? logits + normed : 0;
   LayerBytes bytes;
   bytes.kept = 2 * ids;  // tokens, targets
   std::int64_t mixer = 0;

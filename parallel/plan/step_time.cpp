@@ -4,6 +4,8 @@
 #include <map>
 #include <numeric>
 
+#include "parallel/placement.h"
+
 namespace transmamba {
 namespace {
 
@@ -109,13 +111,14 @@ double pass_seconds(const RankShare& share, std::span<const std::int64_t> transp
     } else {
       add(mlp.forward);
     }
-  // Ranks that others wait for leave the head's weights to the end, on one stage.
-  const double weights = c.parallel.pp > 1
-                             ? 0
-                             : share.machine.gemm(real(c.model.vocab_size) / real(c.parallel.tp),
-                                                  real(c.model.hidden_size), rank_tokens(c));
-  for (std::size_t r = 0; r < ranks; ++r)
-    time[r] += (head.total() - (is_first[r] ? 0 : weights)) * portion[r];
+  add(head.total());
+  const auto late = late_head_rank(c.model, share.layout, transpoints, c.parallel.tp, c.parallel.pp,
+                                   c.train.device == "cuda");
+  const double weights =
+      late ? share.machine.gemm(real(c.model.vocab_size), real(c.model.hidden_size), rank_tokens(c)) *
+                 portion[*late]
+           : 0;
+  if (late) time[*late] -= weights;
   for (std::int64_t i = c.model.num_layers; i-- > 0;)
     if (c.model.kind(i) == 'T') {
       add(rest.backward), mix(transpoints[--mixer], &Seconds::backward);
@@ -123,7 +126,7 @@ double pass_seconds(const RankShare& share, std::span<const std::int64_t> transp
     } else {
       add(mlp.backward);
     }
-  for (std::size_t r = 0; r < ranks; ++r) time[r] += is_first[r] ? 0 : weights * portion[r];
+  if (late) time[*late] += weights;
   add(embedding.backward);
   return *std::max_element(time.begin(), time.end());
 }

@@ -110,5 +110,17 @@ TEST(PlanMemoryOnAGpu, HasWorkspacesOnTop) {
   EXPECT_NEAR(apart - own, 3.0 * 4096 * 1024 * 2, 0.01 * apart);
 }
 
+TEST(PlanMemoryOnAGpu, KeepsLogitsOfAHeadWhoseWeightsComeLast) {
+  const auto working = [](const char* tied) {
+    Config config = parse_config_text(
+        "[model]\nvocab_size = 32768\nhidden_size = 1024\nnum_heads = 16\nnum_layers = 2\ntranspoints = 0\n"
+        "[train]\nseq_len = 8192\nmicro_batch = 1\nglobal_batch = 1\ndevice = cuda\ndtype = bfloat16\n",
+        "plan_memory_test", {"--parallel.cp=2", std::string("--model.tie_embeddings=") + tied});
+    config.parallel = resolve_parallel(config, 2);
+    return make_plan(config, 2, machine_of(config)).memory.at(0).working;
+  };
+  EXPECT_GT(working("true"), working("false"));
+}
+
 }  // namespace
 }  // namespace transmamba

@@ -84,6 +84,47 @@ TEST(Plan, CountsNoWaitingForARankThatIsAhead) {
   EXPECT_NEAR(waiting("cuda", mixed), waiting("cpu", mixed), 1e-9);
 }
 
+/// The last rank has longer to compute forwards, the first backwards: where the last leaves its head's
+/// weights to the end, the first waits for neither.
+TEST(Plan, CountsAHeadWhoseWeightsComeLast) {
+  Machine machine = Machine::builtin_cpu();
+  for (OpCost* op : {&machine.scan, &machine.summary, &machine.qkv_conv, &machine.norm, &machine.gated_norm,
+                     &machine.rotation, &machine.copy, &machine.embedding, &machine.cross_entropy})
+    *op = {};
+  machine.attention = {0, 1e-9, 1e-8, 0};
+  machine.gemm_call = machine.gemm_byte = 0, machine.gemm_flop = 1e-12;
+  const auto waiting = [&](const char* tied) {
+    const Config config = small({"--parallel.cp", "2", "--train.seq_len", "1024", "--model.num_layers", "2",
+                                 "--model.layer_pattern", "T", "--train.micro_batch", "1", "--train.device",
+                                 "cuda", "--model.tie_embeddings", tied, "--model.vocab_size", "4096"});
+    const ContextLayout layout{{{{0, 448}}, {{448, 1024}}}};
+    return waiting_imbalance({config, machine, layout}, std::vector<std::int64_t>{256, 0});
+  };
+  EXPECT_LT(waiting("true"), waiting("false"));
+}
+
+TEST(LateHead, IsOfTheLastRankOnAGpuWhereItWaitsForNobodyAndNobodyForIt) {
+  ModelConfig tied, untied;
+  tied.tie_embeddings = true, untied.tie_embeddings = false;
+  const ContextLayout runs{{{{0, 5}}, {{5, 12}}}}, other_way{{{{5, 12}}, {{0, 5}}}},
+      zigzag{{{{0, 3}, {9, 12}}, {{3, 9}}}}, one{{{{0, 12}}}};
+  const std::vector<std::int64_t> short_prefix{0, 5}, long_prefix{0, 6};
+  const auto rank = [&](const ModelConfig& model, const ContextLayout& layout, const auto& transpoints,
+                        std::int64_t tp = 1, std::int64_t pp = 1, bool on_gpu = true) {
+    return late_head_rank(model, layout, transpoints, tp, pp, on_gpu);
+  };
+  EXPECT_EQ(rank(tied, runs, short_prefix), 1U);
+  EXPECT_EQ(rank(tied, other_way, short_prefix), 0U);
+  EXPECT_FALSE(rank(tied, runs, long_prefix)) << "it needs keys of the first";
+  EXPECT_FALSE(rank(tied, zigzag, short_prefix)) << "each waits for the other";
+  EXPECT_FALSE(rank(tied, one, short_prefix));
+  EXPECT_FALSE(rank(tied, {}, short_prefix)) << "sequences of any length";
+  EXPECT_FALSE(rank(untied, runs, short_prefix)) << "a bucket of its own";
+  EXPECT_FALSE(rank(tied, runs, short_prefix, 2));
+  EXPECT_FALSE(rank(tied, runs, short_prefix, 1, 2)) << "the stage before waits";
+  EXPECT_FALSE(rank(tied, runs, short_prefix, 1, 1, false));
+}
+
 TEST(Plan, SaysWhichLayoutsTheLengthDoesNotAllow) {
   const Plan plan =
       make_plan(small({"--parallel.cp", "4", "--train.seq_len", "516"}), 4, Machine::builtin_cpu());
