@@ -185,6 +185,8 @@ int run_command(const std::function<int(Process&)>& command) {
     message = "[memory] out of memory; a smaller train.micro_batch or train.seq_len needs less";
   } catch (const LostRank& error) {
     message = error.what(), code = kExitLost;
+  } catch (const Diverged& error) {
+    message = error.what(), code = kExitDiverged;
   } catch (const Error& error) {
     message = error.what();
   } catch (const std::exception& error) {  // of the standard library: a file system, say
