@@ -56,7 +56,7 @@ void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
 void print_error(const std::string& text) {
   std::fflush(stdout);
-  fmt::print(stderr, "transmamba: {}\n", text);
+  std::fputs(fmt::format("transmamba: {}\n", text).c_str(), stderr);  // fmt::print throws on a full disk
   std::fflush(stderr);
 }
 

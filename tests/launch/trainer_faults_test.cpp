@@ -159,5 +159,15 @@ TEST_F(TrainerTest, GoesOnWithoutACheckpointThatCannotBeWritten) {
   EXPECT_EQ(run.tensors, train("b").tensors);
 }
 
+TEST_F(TrainerTest, GoesOnWithoutAProfileThatCannotBeWritten) {
+  std::signal(SIGXFSZ, SIG_IGN);
+  const Outcome run =
+      train("a", {"--log.profile=6", "--train.global_batch=8", "--fault.kind=disk_full", "--fault.step=10"});
+  EXPECT_THAT(run.warnings, AllOf(HasSubstr((folder / "a/trace.json").string() + ": cannot write"),
+                                  HasSubstr("File too large; training goes on")));
+  EXPECT_FALSE(std::filesystem::exists(folder / "a/trace.json.part"));
+  EXPECT_EQ(run.state.step, 12);
+}
+
 }  // namespace
 }  // namespace transmamba
