@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <system_error>
 
 #include "kernels/check.h"
 
@@ -42,7 +43,12 @@ void write_durably(const std::filesystem::path& path, const std::string& text) {
   std::FILE* const file = open_aside(path);
   const bool is_written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
   const bool is_closed = std::fclose(file) == 0;
-  check(is_written && is_closed, "write", "{}: cannot write: {}", path.string(), std::strerror(errno));
+  const int why = errno;
+  if (!is_written || !is_closed) {  // on a full disk what is there of it is in the way
+    std::error_code ignored;
+    std::filesystem::remove(aside(path), ignored);
+    fail("write", "{}: cannot write: {}", path.string(), std::strerror(why));
+  }
   sync_to_disk(aside(path));
   durable_rename(aside(path), path);
 }

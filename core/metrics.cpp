@@ -1,10 +1,12 @@
 #include "core/metrics.h"
 
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -33,6 +35,12 @@ void cut_after(const std::filesystem::path& path, std::int64_t step) {
   std::error_code error;
   std::filesystem::resize_file(path, static_cast<std::uintmax_t>(end_of_lines_until(path, step)), error);
   check(!error, "metrics", "{}: cannot write: {}", path.string(), error.message());
+}
+
+/// Where fmt::print would throw, a full disk behind our output would end the run.
+void put(std::FILE* to, const std::string& text) {
+  std::fputs(text.c_str(), to);
+  std::fflush(to);
 }
 
 std::size_t terminal_columns() {
@@ -77,28 +85,48 @@ MetricsLog::MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, s
     std::error_code ignored;  // the open below says what is wrong
     std::filesystem::create_directories(path_.parent_path(), ignored);
   }
-  file_ = std::fopen(path_.c_str(), resumed_step > 0 ? "a" : "w");
-  check(file_ != nullptr, "metrics", "{}: cannot write: {}", path_.string(), std::strerror(errno));
+  file_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (resumed_step > 0 ? 0 : O_TRUNC),
+                 0666);
+  check(file_ >= 0, "metrics", "{}: cannot write: {}", path_.string(), std::strerror(errno));
 }
 
 MetricsLog::~MetricsLog() {
-  if (live_) fmt::print("\n");
-  if (file_) std::fclose(file_);
+  if (live_) put(stdout, "\n");
+  if (file_ >= 0) ::close(file_);
 }
 
 void MetricsLog::write(const std::string& json) {
-  if (!file_) return;
-  const bool ok = std::fwrite(json.data(), 1, json.size(), file_) == json.size() && std::fflush(file_) == 0;
-  check(ok, "metrics", "{}: cannot write: {}", path_.string(), std::strerror(errno));
+  if (file_ < 0 || append(json) || has_warned_) return;
+  has_warned_ = true;
+  warn(fmt::format("{}: cannot write: {}; training goes on, and lines are missing there while that is so",
+                   path_.string(), std::strerror(errno)));
+}
+
+/// All of a line or nothing. Where it gives false errno says why.
+bool MetricsLog::append(const std::string& line) {
+  if (torn_ && ::ftruncate(file_, end_) != 0) return false;
+  torn_ = false;
+  end_ = ::lseek(file_, 0, SEEK_END);  // -1 of a pipe, which cannot be cut
+  for (std::size_t done = 0; done < line.size();) {
+    const ssize_t wrote = ::write(file_, line.data() + done, line.size() - done);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote < 0) {
+      const int why = errno;
+      torn_ = done > 0 && ::ftruncate(file_, end_) != 0;
+      errno = why;
+      return false;
+    }
+    done += static_cast<std::size_t>(wrote);
+  }
+  return true;
 }
 
 void MetricsLog::step(const StepMetrics& m) {
   if (is_line_due(m.step, every_, m.steps)) {
     note(format_line(m));
   } else if (terminal_) {
-    fmt::print("\r\033[K{}",
-               format_line(m).substr(0, terminal_columns()));  // a wrapped line could not be rewritten
-    std::fflush(stdout);
+    put(stdout,
+        "\r\033[K" + format_line(m).substr(0, terminal_columns()));  // a wrapped line could not be rewritten
     live_ = true;
   }
   const nlohmann::ordered_json json = {{"step", m.step},
@@ -124,16 +152,14 @@ void MetricsLog::validation(std::int64_t step, double loss) {
 }
 
 void MetricsLog::warn(const std::string& text) {
-  if (live_) fmt::print("\r\033[K");
+  put(stdout, live_ ? "\r\033[K" : "");
   live_ = false;
-  std::fflush(stdout);
-  fmt::print(stderr, "warning: {}\n", text);
+  put(stderr, fmt::format("warning: {}\n", text));
 }
 
 void MetricsLog::note(const std::string& text) {
-  fmt::print("{}{}\n", live_ ? "\r\033[K" : "", text);
+  put(stdout, fmt::format("{}{}\n", live_ ? "\r\033[K" : "", text));
   live_ = false;
-  std::fflush(stdout);
 }
 
 }  // namespace transmamba

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdio>
 #include <filesystem>
 #include <string>
 
@@ -39,8 +38,10 @@ std::string format_line(const StepMetrics& m);  ///< for people
 class MetricsLog {
  public:
   /// `jsonl` may be empty: no file. Lines in it past `resumed_step` are of a run that this one replaces and
-  /// are cut off; with resumed_step 0 the file starts anew. Throws Error if the file cannot be written.
-  /// `alone`: not one of several ranks, whose launcher makes any stdout look like a terminal.
+  /// are cut off; with resumed_step 0 the file starts anew. Throws Error if the file cannot be written. Where
+  /// that is so later, as on a full disk, one warning says it, and lines are missing until it can be again:
+  /// no part of a line stays, and nothing below throws. `alone`: not one of several ranks, whose launcher
+  /// makes any stdout look like a terminal.
   MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every, bool alone = true);
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;
@@ -54,10 +55,12 @@ class MetricsLog {
 
  private:
   void write(const std::string& json);
+  bool append(const std::string& line);
   std::filesystem::path path_;
-  std::FILE* file_ = nullptr;
+  int file_ = -1;
+  std::int64_t end_ = 0;  // of the last whole line
   std::int64_t every_;
-  bool terminal_, live_ = false;
+  bool terminal_, live_ = false, torn_ = false, has_warned_ = false;
 };
 
 }  // namespace transmamba

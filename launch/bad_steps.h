@@ -19,6 +19,8 @@ class BadSteps {
   void add(std::int64_t step, const StepResult& result);
   bool too_many() const { return in_a_row_ > config_.max_skipped; }
   std::int64_t skipped() const { return skipped_; }  ///< in all
+  /// The last that changed anything; 0 for none of this run.
+  std::int64_t fine_step() const { return fine_step_; }
 
   /// Of the last step, which was skipped. `by_rank`: what was not finite; "" for nothing.
   std::string why(const std::string& by_rank) const;

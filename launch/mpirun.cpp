@@ -133,7 +133,9 @@ std::vector<std::string> mpirun_words(int ranks, const std::vector<HostSlots>& h
 }
 
 bool is_worth_restarting(const Attempt& a, bool stepped_before) {
-  if (a.asked || a.code == kExitDone || a.code == kExitUsage || a.code == kExitStopped) return false;
+  if (a.asked || a.code == kExitDone || a.code == kExitUsage || a.code == kExitStopped ||
+      a.code == kExitDiverged)
+    return false;
   return a.stepped || a.killed || a.code == kExitLost || stepped_before;
 }
 
@@ -173,7 +175,10 @@ int run_with_restarts(const std::vector<std::string>& first, const std::vector<s
       if (const std::string why = explain_mpirun(a.errors); !why.empty()) say(why);
     if (!is_worth_restarting(a, stepped)) {
       if (has_failed && max_restarts > 0)
-        say(fmt::format("not restarted: {} before the first step, which would come again", a.ending));
+        say(fmt::format("not restarted: {} {}", a.ending,
+                        a.code == kExitDiverged
+                            ? "says too many bad steps in a row, which a restart does not mend"
+                            : "before the first step, which would come again"));
       return a.code;
     }
     stepped |= a.stepped;

@@ -36,8 +36,9 @@ struct Attempt {
   std::string errors{};  ///< what it wrote to stderr, the last of it
 };
 
-/// Whether another start may do better than this one: not after success, an orderly stop or a mistake in what
-/// was asked for. `stepped_before`: an earlier attempt took a step, so that what was asked for is possible.
+/// Whether another start may do better than this one: not after success, an orderly stop, too many bad steps
+/// or a mistake in what was asked for. `stepped_before`: an earlier attempt took a step, so that what was
+/// asked for is possible.
 bool is_worth_restarting(const Attempt& attempt, bool stepped_before);
 
 /// Starts `first` and, while is_worth_restarting, `again`, up to `max_restarts` times; says on stderr which

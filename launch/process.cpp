@@ -56,7 +56,7 @@ void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(1)); }
 
 void print_error(const std::string& text) {
   std::fflush(stdout);
-  fmt::print(stderr, "transmamba: {}\n", text);
+  std::fputs(fmt::format("transmamba: {}\n", text).c_str(), stderr);  // fmt::print throws on a full disk
   std::fflush(stderr);
 }
 
@@ -185,6 +185,8 @@ int run_command(const std::function<int(Process&)>& command) {
     message = "[memory] out of memory; a smaller train.micro_batch or train.seq_len needs less";
   } catch (const LostRank& error) {
     message = error.what(), code = kExitLost;
+  } catch (const Diverged& error) {
+    message = error.what(), code = kExitDiverged;
   } catch (const Error& error) {
     message = error.what();
   } catch (const std::exception& error) {  // of the standard library: a file system, say

@@ -44,7 +44,8 @@ class Process {
 };
 
 /// Runs a command as a process of a run and gives its exit code. What it throws becomes one line on stderr,
-/// of one rank, and exit code 1 of all (76: launch/exit_codes.h), also where its output could not be written.
+/// of one rank, and exit code 1 of all (76, 77: launch/exit_codes.h), also where its output could not be
+/// written.
 int run_command(const std::function<int(Process&)>& command);
 
 }  // namespace transmamba

@@ -79,8 +79,13 @@ void Profiler::report() {
       if (log_) log_->note("no trace.json: log.profile_path or checkpoint.path would say where");
       return;
     }
-    write_durably(folder() / "profile.json", to_json(summary));
-    write_durably(folder() / "trace.json", chrome_trace(ranks));
+    try {
+      write_durably(folder() / "profile.json", to_json(summary));
+      write_durably(folder() / "trace.json", chrome_trace(ranks));
+    } catch (const Error& error) {  // a full disk, in the midst of a run
+      if (log_) log_->warn(fmt::format("{}; training goes on", error.what()));
+      return;
+    }
     if (log_) log_->note(fmt::format("wrote profile.json and trace.json to {}", folder().string()));
   });
 }

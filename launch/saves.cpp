@@ -30,13 +30,21 @@ void Saves::attempt(bool is_last, const Part& part) {
                            seconds(began_), stall_of_save_));
 }
 
-void Saves::begin(const TrainState& state, bool is_last) {
+void Saves::begin(const TrainState& state, bool is_last, CheckpointWriter::Keep keep) {
   finish();
   began_ = Clock::now(), step_ = state.step, stall_of_save_ = 0;
   attempt(is_last, [&] {
-    writer_.begin(state);
+    writer_.begin(state, keep);
     if (is_last) writer_.finish();
   });
+}
+
+void Saves::begin(const TrainState& state, bool is_last) {
+  begin(state, is_last, CheckpointWriter::Keep::newest);
+}
+
+void Saves::save_beside(const TrainState& state) {
+  begin(state, /*is_last=*/true, CheckpointWriter::Keep::all);
 }
 
 void Saves::move_on(const StepFlags& flags) {

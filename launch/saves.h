@@ -24,6 +24,9 @@ class Saves {
 
   /// What cannot be saved costs a warning, for there will be another time; the last save throws Error.
   void begin(const TrainState& state, bool is_last);
+  /// Of a run that is about to fail: all of it, and beside what is there already, whatever checkpoint.keep
+  /// says. Throws Error.
+  void save_beside(const TrainState& state);
   /// At the end of a step, which told all ranks of each other's flags.
   void move_on(const StepFlags& flags);
   /// What is under way comes to its end.
@@ -40,6 +43,7 @@ class Saves {
   using Clock = std::chrono::steady_clock;
   template <class Part>
   void attempt(bool is_last, const Part& part);
+  void begin(const TrainState& state, bool is_last, CheckpointWriter::Keep keep);
   Communicator& world_;
   const Config& config_;
   const Fault& fault_;

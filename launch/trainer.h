@@ -64,6 +64,9 @@ class Trainer {
   double validate(const std::vector<Batch>& batches);
   StepResult take_step();
   void report_bad_step();
+  /// Skipped steps changed nothing, so that what the last fine one left can be saved. What came of it, for
+  /// the end of a run.
+  std::string save_last_fine();
 
   Config config_;
   Session& session_;

@@ -7,6 +7,7 @@
 
 #include "core/cost_model.h"
 #include "launch/trainer.h"
+#include "parallel/checkpoint_folder.h"
 #include "parallel/comm/agree.h"
 
 namespace transmamba {
@@ -65,14 +66,34 @@ void Trainer::report_bad_step() {
   const std::string why = bad_steps_.why(by_rank);
   if (log_) log_->note(why);
   if (!bad_steps_.too_many()) return;
-  if (saves_) saves_->finish();
-  std::string saved = "none";
-  if (const auto folders = list_checkpoints(world_, config_.checkpoint.path); !folders.empty())
-    saved = folders[0].string();
-  fail("train",
-       "{}, and train.max_skipped = {}; {}; the newest checkpoint: {}; a smaller optimizer.lr or "
-       "optimizer.clip_grad may help",
-       why, config_.train.max_skipped, bad_steps_.last_fine(), saved);
+  throw Diverged(
+      fmt::format("[train] {}, and train.max_skipped = {}; {}; {}; a smaller optimizer.lr or "
+                  "optimizer.clip_grad may help",
+                  why, config_.train.max_skipped, bad_steps_.last_fine(), save_last_fine()));
+}
+
+std::string Trainer::save_last_fine() {
+  if (!saves_) return "nothing is saved without checkpoint.path";
+  const std::filesystem::path& path = config_.checkpoint.path;
+  const auto newest = [&](std::size_t after) {
+    const auto folders = list_checkpoints(world_, path);
+    return after < folders.size() ? folders[after].string() : "none";
+  };
+  saves_->finish();
+  const std::int64_t fine = bad_steps_.fine_step();
+  if (fine == 0) return fmt::format("there is nothing to save; the newest checkpoint: {}", newest(0));
+  engine_->finish();
+  try {
+    saves_->save_beside(state_);
+  } catch (const LostRank&) {
+    throw;
+  } catch (const Error& error) {
+    return fmt::format("saving failed: {}; the newest checkpoint: {}", error.what(), newest(0));
+  }
+  // Where the last fine step itself broke the parameters, one from before it is what helps.
+  return fmt::format("saved {}, with what step {} left; the newest from before that: {}",
+                     checkpoint_folder(path, state_.step).string(), fine,
+                     newest(list_checkpoints(world_, path, fine - 1).size()));
 }
 
 /// Of a run that was slower than it could be, this says why.

@@ -67,9 +67,9 @@ CheckpointWriter::~CheckpointWriter() {
   if (copied_) gpu::destroy_stream(beside_);
 }
 
-void CheckpointWriter::begin(const TrainState& state) {
+void CheckpointWriter::begin(const TrainState& state, Keep keep) {
   finish();
-  state_ = state;
+  state_ = state, keep_ = keep;
   if (!copy_) {
     together([&] { make_folder(); });
     start_shard();
@@ -137,7 +137,7 @@ void CheckpointWriter::write_index() const {
   sync_to_disk(aside);
   put_in_place(aside, checkpoint_folder(where_.path, state_.step));
   set_aside_later_ones(where_.path, state_.step);
-  remove_old(where_.path, where_.keep);
+  remove_old(where_.path, keep_ == Keep::all ? 0 : where_.keep);
 }
 
 /// What fails on one rank fails on all, and is the end of the save.

@@ -33,10 +33,11 @@ class CheckpointWriter {
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
+  enum class Keep { newest, all };  ///< of checkpoints: where.keep of them, or this one beside all others
   /// Begins to save; a collective call where an earlier save is under way, which comes to its end first, and
   /// without async, when this one does too. Values must be as the last step left them (Engine::finish).
   /// Throws Error as finish() does.
-  void begin(const TrainState& state);
+  void begin(const TrainState& state, Keep keep = Keep::newest);
   /// Of a save that was begun and is not done; the same on all ranks.
   bool is_under_way() const { return phase_ != Phase::idle; }
   /// Whether this rank still works on the present part of it.
@@ -71,6 +72,7 @@ class CheckpointWriter {
   std::unique_ptr<gpu::Event> taken_, copied_;
   Phase phase_ = Phase::idle;
   TrainState state_;
+  Keep keep_ = Keep::newest;
   std::future<void> task_;
   std::exception_ptr error_;  // of the last task
 };

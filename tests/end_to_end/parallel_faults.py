@@ -12,7 +12,7 @@ from pathlib import Path
 from support.mpi import ENVIRONMENT, keys, losses, mpirun, start_ranks, succeeds, wait_after
 from support.program import PROGRAM, clean_scratch, expect, finish, make_config, make_data, metrics
 
-STEPS, EVERY, AT, TIMEOUT, LOST = 24, 4, 10, 9, 76
+STEPS, EVERY, AT, TIMEOUT, LOST, DIVERGED = 24, 4, 10, 9, 76, 77
 clean_scratch()
 make_data()
 words = ["train", make_config(), *keys("tp=2 cp=2"), "--train.steps", STEPS, "--train.global_batch", 4,
@@ -70,6 +70,19 @@ expect(re.search(rf"step {AT}  skipped, 1 in a row: loss \S+ and gradient norm n
        f"nan: expected step {AT} to be skipped because of rank 3, or of 1, with which it shares gradients, got {said[-3000:]}")
 steps = metrics("nan/metrics.jsonl")[0]
 expect(len(steps) == STEPS and [m["skipped"] for m in steps] == [int(m["step"] >= AT) for m in steps], "nan: expected one step to be skipped")
+
+# Too many in a row: what the last fine one left is saved, at the step of the end, and is what the next start goes on with.
+bad = fault("nan", 3, "--fault.steps", STEPS, "--train.max_skipped", 2, "--checkpoint.path", "diverged")
+done = mpirun(4, *words, *bad)
+ours = [line for line in done.stderr.splitlines() if line.startswith("transmamba: ")]
+expect(done.returncode == DIVERGED and len(ours) == 1 and f"step {AT + 2}  skipped, 3 in a row" in ours[0] and
+       f"saved diverged/step_{AT + 2:08}, with what step {AT - 1} left; the newest from before that: diverged/step_{8:08};" in ours[0],
+       f"nan: expected {DIVERGED} and one line with the checkpoint that it saved, got {done.returncode}: {done.stderr}")
+done = mpirun(4, *words, "--checkpoint.path", "diverged")
+found = resumed_at.search(done.stdout)
+expect(done.returncode == 0 and not done.stderr and found and int(found.group(1)) == AT + 2,
+       f"nan, again: expected it to go on after step {AT + 2}, got {done.returncode}, {found}: {done.stderr}")
+expect([step for step, _ in losses("diverged")[0]] == list(range(1, STEPS + 1)), "nan, again: expected a line a step")
 
 # At once and beside training, where a save that fails is only noticed later: from step 10 on, for 4 or 13 steps.
 for path, steps, how, missing in [("disk_full", 4, "false", [12]), ("disk_full_async", 13, "true", [12, 16, 20])]:

@@ -75,7 +75,7 @@ TEST(Restarts, FollowCrashesAndNotMistakes) {
   EXPECT_TRUE(worth(1, false, false, true));  // a restart that met a host that is still gone
   EXPECT_FALSE(worth(1, false));              // a configuration that does not fit
   EXPECT_FALSE(worth(134, false));            // mpirun's own, of a program that is not there
-  for (const int code : {0, 2, 75}) EXPECT_FALSE(worth(code, true, true, true)) << code;
+  for (const int code : {0, 2, 75, 77}) EXPECT_FALSE(worth(code, true, true, true)) << code;
   EXPECT_FALSE(is_worth_restarting({.code = 1, .stepped = true, .asked = true}, true));
 }
 
@@ -122,6 +122,15 @@ TEST(Restarts, DoNotRepeatAMistake) {
   EXPECT_THAT(s.err, HasSubstr("[config] wrong\nlaunch: not restarted: exit code 1 before the first step"));
   EXPECT_EQ(start("echo step 1; exit 75", 3).starts, 1U);
   EXPECT_EQ(start("exit 2", 3).starts, 1U);
+}
+
+TEST(Restarts, DoNotFollowTooManyBadSteps) {
+  const Started s = start("echo step 1; exit 77", 3);
+  EXPECT_EQ(s.code, 77);
+  EXPECT_EQ(s.starts, 1U);
+  EXPECT_EQ(s.err,
+            "launch: not restarted: exit code 77 says too many bad steps in a row, which a restart does not "
+            "mend\n");
 }
 
 TEST(Restarts, AreNotSpokenOfWhereNobodyAskedForThem) {

@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
+#include "launch/child_process.h"
 #include "tests/core/files.h"
 
 namespace transmamba {
@@ -10,9 +13,11 @@ namespace {
 
 using ::testing::AllOf;
 using testing::error_of;
+using testing::Folder;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using testing::slurp;
+using testing::spill;
 
 constexpr auto kDebian =
     "MPI plugin types are...\n\tnone\n\tcray_shasta\n\tpmi2\n\tpmix\nspecific pmix plugin versions "
@@ -57,6 +62,32 @@ TEST(JobScript, DiffersForGpusInItsHeadOnly) {
   EXPECT_EQ(body(kSlurmCpuTemplate), body(kSlurmGpuTemplate));
   EXPECT_THAT(kSlurmGpuTemplate, HasSubstr("#SBATCH --gpus-per-node="));
   EXPECT_EQ(kSlurmGpuTemplate, slurp(std::string(TRANSMAMBA_SOURCE_DIR) + "/launch/slurm/gpu.sbatch"));
+}
+
+/// Runs the script of a job whose ranks take a step and end with `code`; gives its log, which has a line
+/// where the job goes back to the queue.
+std::string log_of_job(int code) {
+  const Folder folder;
+  const auto program = [&](const std::string& name, const std::string& text) {
+    spill(folder / name, "#!/bin/sh\n" + text + "\n");
+    std::filesystem::permissions(folder / name, std::filesystem::perms::owner_all);
+  };
+  program("srun", fmt::format("echo step 1; exit {}", code));
+  program("scontrol", "echo \"scontrol $*\"");
+  spill(folder / "job", fill_in(kSlurmCpuTemplate, {{}, {"train"}, "pmix", 1}));
+  const std::string command =
+      fmt::format("PATH={}:$PATH SLURM_JOB_ID=17 SLURM_JOB_NODELIST=n1 bash {} >{} 2>&1; echo code $?",
+                  folder.path().string(), (folder / "job").string(), (folder / "log").string());
+  const Captured ran = capture({"sh", "-c", command}, 30);
+  return slurp(folder / "log") + ran.out;
+}
+
+TEST(JobScript, GoesBackToTheQueueAfterCrashesAndNotAfterTooManyBadSteps) {
+  EXPECT_THAT(log_of_job(76), AllOf(HasSubstr("launch: crash 1, of at most 1"),
+                                    HasSubstr("scontrol requeue 17\n"), HasSubstr("code 76\n")));
+  EXPECT_THAT(log_of_job(77),
+              AllOf(HasSubstr("launch: exit code 77 after"), HasSubstr("too many bad steps in a row"),
+                    Not(HasSubstr("requeue")), HasSubstr("code 77\n")));
 }
 
 TEST(JobState, IsReadFromScontrol) {

@@ -24,15 +24,58 @@ TEST_F(TrainerTest, StopsWhenTheLossIsNotFinite) {
   EXPECT_THAT(failing("a", keys),
               AllOf(HasSubstr("[train] step 4  skipped, 3 in a row"), HasSubstr("must be finite"),
                     HasSubstr("train.max_skipped = 2; step 1 was fine, with loss"),
-                    HasSubstr("the newest checkpoint: " + step("a", 3).string()), HasSubstr("optimizer.lr")));
+                    HasSubstr("; saved " + step("a", 4).string() +
+                              ", with what step 1 left; the newest from before that: none; "),
+                    HasSubstr("optimizer.lr")));
+  EXPECT_EQ(tensors_of(step("a", 4)), tensors_of(step("a", 1)));
   // A run that was fine until then keeps its checkpoint, and its moments and parameters in it.
   const Outcome fine = train("b", {"--train.steps=4"});
   std::vector<std::string> on = keys;
   on.insert(on.end(), {"--checkpoint.resume=auto", "--checkpoint.every=0"});
   on.erase(on.begin() + 3);
-  EXPECT_THAT(failing("b", on), HasSubstr("must be finite"));
+  on.push_back("--checkpoint.keep=1");  // the other checkpoint has a finite loss and is of no use
+  EXPECT_THAT(failing("b", on), AllOf(HasSubstr("must be finite"),
+                                      HasSubstr("the newest from before that: " + step("b", 4).string())));
   EXPECT_EQ(tensors_of(step("b", 4)), fine.tensors);
-  EXPECT_THAT(list_checkpoints(folder / "b"), ElementsAre(step("b", 4)));
+  EXPECT_THAT(list_checkpoints(folder / "b"), ElementsAre(step("b", 8), step("b", 4)));
+}
+
+TEST_F(TrainerTest, SavesWhatTheLastFineStepLeftAndGoesOnAfterThoseThatWereBad) {
+  train("fine", {"--checkpoint.every=1"});
+  const auto bad = [](std::vector<std::string> more) {
+    more.insert(more.end(), {"--fault.kind=nan", "--fault.step=6", "--checkpoint.every=4"});
+    return more;
+  };
+  const Outcome skipping = train("skipping", bad({"--fault.steps=3"}));
+  for (const std::string async : {"true", "false"}) {
+    const auto keys = bad({"--fault.steps=100", "--train.max_skipped=2", "--checkpoint.keep=1"});
+    std::vector<std::string> words = keys;
+    words.push_back("--checkpoint.async=" + async);
+    EXPECT_THROW(train(async, words), Diverged);
+    EXPECT_THAT(list_checkpoints(folder / async), ElementsAre(step(async, 8), step(async, 4)));
+    EXPECT_EQ(tensors_of(step(async, 8)), tensors_of(step("fine", 5)));
+    const Outcome resumed = train(async, {"--checkpoint.resume=auto"});
+    EXPECT_THAT(resumed.output, HasSubstr("resumed from " + step(async, 8).string()));
+    EXPECT_EQ(resumed.state.consumed_sequences, skipping.state.consumed_sequences);
+    EXPECT_EQ(resumed.tensors, skipping.tensors);
+  }
+}
+
+TEST_F(TrainerTest, SavesNothingAfterBadStepsWhereNoneWasFine) {
+  EXPECT_THAT(
+      failing("a", {"--fault.kind=nan", "--fault.steps=100", "--train.max_skipped=1"}),
+      HasSubstr("no step of this run was fine; there is nothing to save; the newest checkpoint: none"));
+  EXPECT_THAT(list_checkpoints(folder / "a"), ElementsAre());
+}
+
+TEST_F(TrainerTest, SaysThatStepsWereBadWhereItCannotSaveEither) {
+  std::signal(SIGXFSZ, SIG_IGN);  // as run_command() does
+  const testing::FileLimit limit(16384);
+  EXPECT_THAT(
+      failing("a", {"--fault.kind=nan", "--fault.step=3", "--fault.steps=100", "--train.max_skipped=1"}),
+      AllOf(HasSubstr("[train] step 4  skipped, 2 in a row"),
+            HasSubstr("saving failed: [checkpoint] step 4 could not be saved"), HasSubstr("File too large"),
+            HasSubstr("the newest checkpoint: none")));
 }
 
 TEST_F(TrainerTest, StopsAfterASignalAndGoesOnAsIfItHadNot) {
@@ -114,6 +157,16 @@ TEST_F(TrainerTest, GoesOnWithoutACheckpointThatCannotBeWritten) {
                                   HasSubstr("File too large"), HasSubstr("training goes on")));
   EXPECT_THAT(list_checkpoints(folder / "a"), ElementsAre(step("a", 12), step("a", 4)));
   EXPECT_EQ(run.tensors, train("b").tensors);
+}
+
+TEST_F(TrainerTest, GoesOnWithoutAProfileThatCannotBeWritten) {
+  std::signal(SIGXFSZ, SIG_IGN);
+  const Outcome run =
+      train("a", {"--log.profile=6", "--train.global_batch=8", "--fault.kind=disk_full", "--fault.step=10"});
+  EXPECT_THAT(run.warnings, AllOf(HasSubstr((folder / "a/trace.json").string() + ": cannot write"),
+                                  HasSubstr("File too large; training goes on")));
+  EXPECT_FALSE(std::filesystem::exists(folder / "a/trace.json.part"));
+  EXPECT_EQ(run.state.step, 12);
 }
 
 }  // namespace
