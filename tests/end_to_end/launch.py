@@ -46,8 +46,10 @@ for kill in range(2):
 out, err = process.communicate(timeout=60)
 ours = [line for line in err.splitlines() if line.startswith("launch: ")]
 expect(process.returncode == 0 and f"step {STEPS}/{STEPS}" in out, f"expected the run to reach its end, got {process.returncode}: {err}")
-expect(len(ours) == 2 and all(re.fullmatch(rf"launch: exit code 137 after \d+\.\d s: restart {i + 1} of at most 3, .*", line)
-                              for i, line in enumerate(ours)), f"expected two restarts to be announced, got {ours}")
+said = [re.fullmatch(rf"launch: exit code 137 after \d+\.\d s, as rank {i} on host \S+ was killed by signal 9 \(Killed\) after step (\d+): "
+                     rf"restart {i + 1} of at most 3, .*", line) for i, line in enumerate(ours)]
+expect(len(ours) == 2 and all(said) and all(20 + 40 * i <= int(line.group(1)) < STEPS for i, line in enumerate(said)),
+       f"expected two restarts to be announced, with rank and step, got {ours}")
 expect(losses("killed") == losses("whole"), "expected the same losses, to the bit, as without the crashes")
 
 # ---- Ctrl-C: all ranks save and end, and none is started again; a second one ends them at once, here in a step of a minute
