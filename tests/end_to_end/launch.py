@@ -110,7 +110,8 @@ says("no sbatch", launch(*job, env=only), 1, "there is no sbatch on ")
 done = launch(*job, "--dry-run", env=only)
 expect(done.returncode == 0 and "#SBATCH --nodes=2\n" in done.stdout and "\nmpi=pmix\n" in done.stdout,
        f"expected a dry run to show the script, got {done}")
-done = launch("--nodes", 2, "--gpus-per-node", 4, "--checkpoint.path", "job", "--train.device", "cuda", "--dry-run", env=only)
+done = launch("--nodes", 2, "--gpus-per-node", 4, "--checkpoint.path", "job", "--train.device", "cuda", "--train.global_batch", 8,
+              "--dry-run", env=only)
 expect(done.returncode == 0 and all(f"#SBATCH --{line}=4\n" in done.stdout for line in ["ntasks-per-node", "gpus-per-node"]),
        f"expected a dry run to show the script of GPUs, got {done}")
 program("sbatch", "echo 'sbatch: error: Munge encode failed: Failed to access \"/run/munge/munge.socket.2\"' >&2; exit 1")

@@ -115,8 +115,9 @@ TEST(JobScript, IsMadeOfWhatWasAskedFor) {
 }
 
 TEST(JobScript, StartsARankAGpu) {
-  const Words words = {"--nodes",        "2",    "--gpus-per-node",   "4",        "--cpus-per-rank", "6",
-                       "--train.device", "cuda", "--checkpoint.path", "/shared/c"};
+  const Words words = {"--nodes",           "2",         "--gpus-per-node",      "4",
+                       "--cpus-per-rank",   "6",         "--train.device",       "cuda",
+                       "--checkpoint.path", "/shared/c", "--train.global_batch", "16"};
   EXPECT_EQ(planned(words).ranks, 8);
   const std::string script = job_script(parsed(words), planned(words), "pmix");
   EXPECT_THAT(script, HasSubstr("# Trains on the GPUs of several nodes, a rank each."));
