@@ -8,6 +8,7 @@
 #include <chrono>
 #include <fstream>
 #include <numeric>
+#include <regex>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -132,6 +133,15 @@ std::vector<std::string> mpirun_words(int ranks, const std::vector<HostSlots>& h
   return words;
 }
 
+std::string read_death(const std::string& line) {
+  static const std::regex kDeath(
+      "noticed that process rank ([0-9]+) with PID [0-9]+ on node (\\S+) exited on (signal [0-9]+( "
+      "\\(.*\\))?)");
+  std::smatch found;
+  if (!std::regex_search(line, found, kDeath)) return {};
+  return fmt::format("rank {} on host {} was killed by {}", found.str(1), found.str(2), found.str(3));
+}
+
 bool is_worth_restarting(const Attempt& a, bool stepped_before) {
   if (a.asked || a.code == kExitDone || a.code == kExitUsage || a.code == kExitStopped ||
       a.code == kExitDiverged)
@@ -141,13 +151,34 @@ bool is_worth_restarting(const Attempt& a, bool stepped_before) {
 
 namespace {
 
+/// Of a line such as "step  120/1000  loss ..", or with no other number.
+std::int64_t step_of(const std::string& line) {
+  std::int64_t step = 0;
+  const std::size_t begin = std::min(line.find_first_not_of(' ', 4), line.size());
+  std::from_chars(line.data() + begin, line.data() + line.size(), step);
+  return step;
+}
+
+/// "exit code 137 after 41.7 s, as rank 2 on host a was killed by signal 9 (Killed) after step 120", whose
+/// line was the last: with log.every there may be later ones.
+std::string describe(const Attempt& a) {
+  const std::string text = fmt::format("{} after {:.1f} s", a.ending, a.seconds);
+  if (a.death.empty()) return text;
+  return fmt::format(
+      "{}, as {} {}", text, a.death,
+      a.last_step > 0 ? fmt::format("after step {}", a.last_step) : "before the first step's line");
+}
+
 Attempt attempt(const std::vector<std::string>& words) {
   Attempt a;
   const auto start = std::chrono::steady_clock::now();
   const ShownResult result = run_shown(words, [&](const std::string& line, bool is_error) {
-    a.stepped |= line.starts_with("step ");
+    if (line.starts_with("step ")) a.stepped = true, a.last_step = std::max(a.last_step, step_of(line));
     if (!is_error) return true;
-    a.killed |= line.find("exited on signal") != std::string::npos;
+    if (line.find("exited on signal") != std::string::npos) {
+      a.killed = true;
+      if (a.death.empty()) a.death = read_death(line);
+    }
     a.errors += line + "\n";
     if (a.errors.size() > 1 << 16) a.errors.erase(0, 1 << 15);
     return line.find(kNoPort) == std::string::npos;  // after which Open MPI's ranks wait for ever
@@ -170,9 +201,10 @@ int run_with_restarts(const std::vector<std::string>& first, const std::vector<s
   for (std::int64_t restarts = 0, idle = 0;; ++restarts) {
     const Attempt a = attempt(restarts == 0 ? first : again);
     const bool has_failed = !a.asked && a.code != kExitDone && a.code != kExitStopped;
-    if (has_failed && a.errors.find("\ntransmamba: ") == std::string::npos &&
-        !a.errors.starts_with("transmamba: "))
-      if (const std::string why = explain_mpirun(a.errors); !why.empty()) say(why);
+    bool is_explained =
+        a.errors.find("\ntransmamba: ") != std::string::npos || a.errors.starts_with("transmamba: ");
+    if (has_failed && !is_explained)
+      if (const std::string why = explain_mpirun(a.errors); !why.empty()) say(why), is_explained = true;
     if (!is_worth_restarting(a, stepped)) {
       if (has_failed && max_restarts > 0)
         say(fmt::format("not restarted: {} {}", a.ending,
@@ -182,9 +214,12 @@ int run_with_restarts(const std::vector<std::string>& first, const std::vector<s
       return a.code;
     }
     stepped |= a.stepped;
-    const std::string what = fmt::format("{} after {:.1f} s", a.ending, a.seconds);
+    const std::string what = describe(a);
     if (restarts == max_restarts) {
-      if (max_restarts > 0) say(fmt::format("{}, and train.max_restarts = {}: the end", what, max_restarts));
+      if (max_restarts > 0)
+        say(fmt::format("{}, and train.max_restarts = {}: the end", what, max_restarts));
+      else if (!a.death.empty() && !is_explained)
+        say(what);
       return a.code;
     }
     say(fmt::format("{}: restart {} of at most {}, from the newest checkpoint", what, restarts + 1,

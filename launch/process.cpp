@@ -116,9 +116,14 @@ Process::~Process() {
   if (mpi_) MPI_Finalize();
 }
 
+std::string Process::name() const {
+  return fmt::format("rank {}{}", rank_,
+                     hosts_.empty() ? "" : " on " + hosts_[static_cast<std::size_t>(rank_)]);
+}
+
 std::unique_ptr<Communicator> Process::world(double timeout_seconds,
                                              std::shared_ptr<Recorder> recorder) const {
-  if (mpi_) return mpi_world(std::move(recorder), timeout_seconds);
+  if (mpi_) return mpi_world(std::move(recorder), timeout_seconds, {}, hosts_);
   check_not_one_of_several();
   return self_communicator("world", std::move(recorder));
 }

@@ -21,6 +21,7 @@ class Process {
 
   bool was_launched() const { return mpi_ != nullptr; }  ///< by mpirun or srun, which may be of one process
   int rank() const { return rank_; }
+  std::string name() const;  ///< for people: "rank 1", and its host where there are several
   int size() const { return size_; }
   int local_rank() const { return local_rank_; }  ///< among those on this host
   int local_size() const { return local_size_; }

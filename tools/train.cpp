@@ -1,8 +1,11 @@
 // transmamba train: from a configuration to a trained model.
 #include <fmt/core.h>
 
+#include <csignal>
+
 #include "launch/agreement.h"
 #include "launch/trainer.h"
+#include "parallel/comm/roll_call.h"
 #include "tools/commands.h"
 
 namespace transmamba {
@@ -19,7 +22,13 @@ int train(Process& process, std::vector<std::string> arguments) {
   const Config config = parse_config(arguments[0], {arguments.begin() + 1, arguments.end()});
   StopSignals signals;  // from here on: one that comes while a run starts is not lost
   Session session(config.train, process);
+  // Where a rank is gone launchers send the others SIGTERM. What these say is no error of theirs, and so is
+  // not marked as one.
+  LastWords last_words(
+      process.name(), [&] { return signals.number() == SIGTERM; },
+      [](const std::string& text) { fmt::print(stderr, "{}\n", text); });
   const auto world = session.world(process, static_cast<double>(config.parallel.timeout));
+  world->recorder().set_last_words(&last_words);
   for (const std::string& warning : check_same_program(*world))
     if (process.rank() == 0) fmt::print(stderr, "warning: {}\n", warning);
   Trainer trainer(config, session, *world, &signals);

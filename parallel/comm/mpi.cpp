@@ -360,14 +360,14 @@ int largest_tag() {
 }  // namespace
 
 std::unique_ptr<Communicator> mpi_world(std::shared_ptr<Recorder> recorder, double timeout_seconds,
-                                        const MpiLimits& limits) {
+                                        const MpiLimits& limits, std::vector<std::string> hosts) {
   MpiGroup world;
   mpi_check(MPI_Comm_rank(MPI_COMM_WORLD, &world.rank), "MPI_Comm_rank");
   mpi_check(MPI_Comm_size(MPI_COMM_WORLD, &world.size), "MPI_Comm_size");
   if (world.size == 1) return self_communicator("world", std::move(recorder));
   mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &world.messages), "MPI_Comm_dup");
   mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &world.collectives), "MPI_Comm_dup");
-  world.engine = std::make_shared<MpiEngine>(limits.patience);
+  world.engine = std::make_shared<MpiEngine>(limits.patience, std::move(hosts));
   if (!recorder) recorder = std::make_shared<Recorder>();
   world.engine->recorder = recorder;
   world.engine->timeout = timeout_seconds, world.engine->largest = limits.largest_message;

@@ -9,6 +9,8 @@
 #include <climits>
 #include <cstddef>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "parallel/comm/communicator.h"
 
@@ -27,8 +29,9 @@ struct MpiLimits {
 ///
 /// Once all ranks wait, each for what another that waits has not begun, all throw one Error that names the
 /// call of each, within seconds: also across groups. A run that is only slow is never taken for such a one. A
-/// wait longer than `timeout_seconds` throws an Error that names the call and the ranks that did not come.
+/// wait longer than `timeout_seconds` throws an Error that names the call and the ranks that did not come. It
+/// names their hosts too, where `hosts`, by rank, are several.
 std::unique_ptr<Communicator> mpi_world(std::shared_ptr<Recorder> recorder, double timeout_seconds,
-                                        const MpiLimits& limits = {});
+                                        const MpiLimits& limits = {}, std::vector<std::string> hosts = {});
 
 }  // namespace transmamba

@@ -139,14 +139,18 @@ bool MpiWaiting::poll() {
   return advance();
 }
 
-std::string MpiWaiting::place() const {
-  return place_of(engine().recorder->step(), call_, group_->axis, want_.number + 1);
+Place MpiWaiting::place() const {
+  const std::int64_t step = engine().recorder->step(), number = want_.number + 1;
+  const bool is_message = want_.peer >= 0;  // which are counted apart, by peer and tag
+  return {place_of(step, call_, group_->axis, number), {step, is_message ? 0 : want_.group, number}};
 }
 
 void MpiWaiting::look(std::int64_t wait, double seconds) {
   MpiWatch& watch = engine().watch;
   const std::string deadlock = watch.look(wait, seconds, want_, [&] { return place(); });
   if (!deadlock.empty()) engine().break_with(deadlock);
+  if (LastWords* const last_words = engine().recorder->last_words())
+    last_words->look(seconds, [&] { return place(); });
   const RollCallTimes times(engine().timeout);
   if (seconds < times.asks) return;
   watch.ask(wait);

@@ -61,7 +61,7 @@ struct MpiEngine {
   std::list<Sent> sent;          ///< messages that their senders no longer wait for
   std::vector<Bytes> graveyard;  ///< buffers of calls that were given up: MPI may still use them
 
-  explicit MpiEngine(double patience) : watch(patience) {}
+  MpiEngine(double patience, std::vector<std::string> hosts) : watch(patience, std::move(hosts)) {}
   ~MpiEngine();
   MpiEngine(const MpiEngine&) = delete;
   MpiEngine& operator=(const MpiEngine&) = delete;
@@ -100,7 +100,7 @@ class MpiWaiting : public Pending::Work, public MpiEngine::Step {
 
  private:
   void look(std::int64_t wait, double seconds);
-  std::string place() const;  ///< step, group and call
+  Place place() const;  ///< step, group and call
 };
 
 /// MPI's own calls among the ranks of `of`, on a duplicate of it.

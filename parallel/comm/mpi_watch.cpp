@@ -12,7 +12,6 @@ namespace {
 
 constexpr int kTag = 0;
 constexpr std::size_t kMaxText = 600;
-constexpr int kMaxLines = 8;
 
 }  // namespace
 
@@ -23,9 +22,11 @@ struct MpiWatch::Word {
   std::int64_t wait = 0;         // the speaker's
   std::int64_t other_wait = -1;  // of a lack and here: the listener's; of a claim: that of `other`
   MpiWant want = {};             // of a want
+  Place::Turn turn = {};         // of a want and here: the speaker's, whose text follows
 };
 
-MpiWatch::MpiWatch(double patience) : patience_(patience) {
+MpiWatch::MpiWatch(double patience, std::vector<std::string> hosts)
+    : patience_(patience), hosts_(std::move(hosts)) {
   mpi_check(MPI_Comm_dup(MPI_COMM_WORLD, &comm_), "MPI_Comm_dup");
   mpi_check(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
   MPI_Comm_rank(comm_, &rank_), MPI_Comm_size(comm_, &size_);
@@ -40,14 +41,15 @@ MpiWatch::~MpiWatch() {
 }
 
 std::string MpiWatch::look(std::int64_t wait, double seconds, const MpiWant& want,
-                           const std::function<std::string()>& call) {
+                           const std::function<Place()>& call) {
   Rank& me = ranks_[static_cast<std::size_t>(rank_)];
   hear(me.wait == wait, call);
   if (seconds < patience_) return "";
   if (me.wait != wait) {
-    me.wait = wait, me.want = want, me.text = call().substr(0, kMaxText);
+    me.wait = wait, me.want = want, me.place = call();
+    me.place.text.resize(std::min(me.place.text.size(), kMaxText));
     for (Rank& rank : ranks_) rank.lacks = -1;
-    say({.kind = Word::Kind::want, .wait = wait, .want = want}, me.text, -1);
+    say({.kind = Word::Kind::want, .wait = wait, .want = want, .turn = me.place.turn}, me.place.text, -1);
     for (int rank = 0; rank < size_; ++rank) answer(rank);
   }
   make_claim();
@@ -74,7 +76,7 @@ void MpiWatch::say(const Word& word, const std::string& text, int to) {
                 "MPI_Isend");
 }
 
-void MpiWatch::hear(bool in_long_wait, const std::function<std::string()>& call) {
+void MpiWatch::hear(bool in_long_wait, const std::function<Place()>& call) {
   for (;;) {
     int there = 0, count = 0;
     MPI_Status status;
@@ -87,21 +89,24 @@ void MpiWatch::hear(bool in_long_wait, const std::function<std::string()>& call)
     Word word;
     std::memcpy(&word, bytes.data(), sizeof word);
     Rank& from = ranks_[static_cast<std::size_t>(source)];
+    const auto place = [&] { return Place{{bytes.begin() + sizeof word, bytes.end()}, word.turn}; };
     switch (word.kind) {
       case Word::Kind::want:
-        from.wait = word.wait, from.want = word.want;
-        from.text.assign(bytes.begin() + sizeof word, bytes.end());
+        from.wait = word.wait, from.want = word.want, from.place = place();
         if (in_long_wait) answer(source);
         break;
       case Word::Kind::lack:
         if (word.other_wait == ranks_[static_cast<std::size_t>(rank_)].wait) from.lacks = word.wait;
         break;
       case Word::Kind::claim: from.claim = {word.wait, word.other, word.other_wait}; break;
-      case Word::Kind::ask:
-        say({.kind = Word::Kind::here, .other_wait = word.wait}, call().substr(0, kMaxText), source);
+      case Word::Kind::ask: {
+        const Place mine = call();
+        say({.kind = Word::Kind::here, .other_wait = word.wait, .turn = mine.turn},
+            mine.text.substr(0, kMaxText), source);
         break;
+      }
       case Word::Kind::here:
-        if (word.other_wait == asked_) from.here.assign(bytes.begin() + sizeof word, bytes.end());
+        if (word.other_wait == asked_) from.here = place();
         break;
     }
   }
@@ -150,37 +155,27 @@ bool MpiWatch::proven() const {
 void MpiWatch::ask(std::int64_t wait) {
   if (asked_ == wait) return;
   asked_ = wait;
-  for (Rank& rank : ranks_) rank.here.clear();
+  for (Rank& rank : ranks_) rank.here.reset();
   say({.kind = Word::Kind::ask, .wait = wait}, "", -1);
 }
 
 bool MpiWatch::all_have_answered() const {
   return std::all_of(ranks_.begin(), ranks_.end(), [&](const Rank& rank) {
-    return &rank == &ranks_[static_cast<std::size_t>(rank_)] || !rank.here.empty();
+    return &rank == &ranks_[static_cast<std::size_t>(rank_)] || rank.here;
   });
 }
 
-std::string MpiWatch::who_is_where(const std::string& mine) const {
-  std::string silent, others;
-  int lines = 0;
-  for (const bool speaks : {false, true})
-    for (int rank = 0; rank < size_; ++rank) {
-      const std::string& here = rank == rank_ ? mine : ranks_[static_cast<std::size_t>(rank)].here;
-      if (here.empty() == speaks || ++lines > kMaxLines) continue;
-      (speaks ? others : silent) += fmt::format(
-          "\n  rank {} {}", rank,
-          speaks ? "in " + here : "is in no call and does not answer: it computes, hangs or is gone");
-    }
-  if (lines > kMaxLines) others += fmt::format("\n  and {} more ranks", lines - kMaxLines);
-  return silent + others;
+std::string MpiWatch::who_is_where(const Place& mine) const {
+  std::vector<std::optional<Place>> places;
+  for (const Rank& rank : ranks_) places.push_back(rank.here);
+  places[static_cast<std::size_t>(rank_)] = mine;
+  return transmamba::who_is_where(places, hosts_);
 }
 
 std::string MpiWatch::verdict() const {
-  std::string text = "[mpi] the ranks wait for each other for ever:";
-  for (int rank = 0; rank < std::min(size_, kMaxLines); ++rank)
-    text += fmt::format("\n  rank {} in {}", rank, ranks_[static_cast<std::size_t>(rank)].text);
-  if (size_ > kMaxLines) text += fmt::format("\n  and {} more ranks", size_ - kMaxLines);
-  return text;
+  std::vector<std::optional<Place>> places;
+  for (const Rank& rank : ranks_) places.emplace_back(rank.place);
+  return "[mpi] the ranks wait for each other for ever:" + transmamba::who_is_where(places, hosts_);
 }
 
 }  // namespace transmamba

@@ -18,6 +18,7 @@
 #include <functional>
 #include <list>
 #include <map>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -36,8 +37,9 @@ struct MpiWant {
 
 class MpiWatch : public RollCall {
  public:
-  /// A collective call of all processes. Waits of more than `patience` seconds are long.
-  explicit MpiWatch(double patience);
+  /// A collective call of all processes. Waits of more than `patience` seconds are long. `hosts` are those of
+  /// the ranks, where they are known.
+  explicit MpiWatch(double patience, std::vector<std::string> hosts = {});
   ~MpiWatch() override;
   MpiWatch(const MpiWatch&) = delete;
   MpiWatch& operator=(const MpiWatch&) = delete;
@@ -49,12 +51,12 @@ class MpiWatch : public RollCall {
   /// To be called now and then in wait `wait`, which is `seconds` old. Says in what call each rank is once
   /// none of them can go on; "" otherwise. `call` describes this rank's.
   std::string look(std::int64_t wait, double seconds, const MpiWant& want,
-                   const std::function<std::string()>& call);
+                   const std::function<Place()>& call);
   /// In waits without look(), which are for other than calls of MPI.
-  void listen(const std::function<std::string()>& place) override { hear(false, place); }
+  void listen(const std::function<Place()>& place) override { hear(false, place); }
   void ask(std::int64_t wait) override;
   bool all_have_answered() const override;
-  std::string who_is_where(const std::string& mine) const override;
+  std::string who_is_where(const Place& mine) const override;
 
  private:
   struct Word;
@@ -66,10 +68,10 @@ class MpiWatch : public RollCall {
   struct Rank {
     std::int64_t wait = -1;  // the last long one
     MpiWant want;
-    std::string text;
+    Place place;
     Claim claim;
-    std::int64_t lacks = -1;  // its wait in which it has answered this rank's present want
-    std::string here;         // its answer to this rank's ask; empty: none
+    std::int64_t lacks = -1;    // its wait in which it has answered this rank's present want
+    std::optional<Place> here;  // its answer to this rank's ask
   };
   struct Saying {
     std::vector<MPI_Request> requests;
@@ -77,7 +79,7 @@ class MpiWatch : public RollCall {
   };
 
   void say(const Word& word, const std::string& text, int to);  // -1: all
-  void hear(bool in_long_wait, const std::function<std::string()>& call);
+  void hear(bool in_long_wait, const std::function<Place()>& call);
   void answer(int rank);
   bool still(const Claim& claim) const {
     return ranks_[static_cast<std::size_t>(claim.rank)].wait == claim.rank_wait;
@@ -87,6 +89,7 @@ class MpiWatch : public RollCall {
   std::string verdict() const;
 
   double patience_;
+  std::vector<std::string> hosts_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0, size_ = 1;
   std::int64_t waits_ = 0, asked_ = 0;

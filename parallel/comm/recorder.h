@@ -10,6 +10,7 @@
 
 namespace transmamba {
 
+class LastWords;
 class Profile;
 
 /// Of one rank. Bytes are those that this rank sends to others in the best algorithm (of n ranks): all_gather
@@ -35,6 +36,10 @@ class Recorder {
   /// Where a run is profiled its calls go there too; null: nowhere. Must outlive them.
   void set_profile(Profile* profile) { profile_ = profile; }
   Profile* profile() const { return profile_; }
+  /// What the rank says where it is told to end while it waits (roll_call.h); null: nothing. Must outlive
+  /// the calls.
+  void set_last_words(LastWords* words) { last_words_ = words; }
+  LastWords* last_words() const { return last_words_; }
 
  private:
   struct Less {  // finds a key without making strings: thousands of calls a step pass here
@@ -47,6 +52,7 @@ class Recorder {
   mutable std::mutex mutex_;
   std::map<Key, Traffic, Less> table_;
   Profile* profile_ = nullptr;
+  LastWords* last_words_ = nullptr;
   std::int64_t step_ = 0;
 };
 

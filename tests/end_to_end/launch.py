@@ -46,8 +46,10 @@ for kill in range(2):
 out, err = process.communicate(timeout=60)
 ours = [line for line in err.splitlines() if line.startswith("launch: ")]
 expect(process.returncode == 0 and f"step {STEPS}/{STEPS}" in out, f"expected the run to reach its end, got {process.returncode}: {err}")
-expect(len(ours) == 2 and all(re.fullmatch(rf"launch: exit code 137 after \d+\.\d s: restart {i + 1} of at most 3, .*", line)
-                              for i, line in enumerate(ours)), f"expected two restarts to be announced, got {ours}")
+said = [re.fullmatch(rf"launch: exit code 137 after \d+\.\d s, as rank {i} on host \S+ was killed by signal 9 \(Killed\) after step (\d+): "
+                     rf"restart {i + 1} of at most 3, .*", line) for i, line in enumerate(ours)]
+expect(len(ours) == 2 and all(said) and all(20 + 40 * i <= int(line.group(1)) < STEPS for i, line in enumerate(said)),
+       f"expected two restarts to be announced, with rank and step, got {ours}")
 expect(losses("killed") == losses("whole"), "expected the same losses, to the bit, as without the crashes")
 
 # ---- Ctrl-C: all ranks save and end, and none is started again; a second one ends them at once, here in a step of a minute
@@ -108,6 +110,10 @@ says("no sbatch", launch(*job, env=only), 1, "there is no sbatch on ")
 done = launch(*job, "--dry-run", env=only)
 expect(done.returncode == 0 and "#SBATCH --nodes=2\n" in done.stdout and "\nmpi=pmix\n" in done.stdout,
        f"expected a dry run to show the script, got {done}")
+done = launch("--nodes", 2, "--gpus-per-node", 4, "--checkpoint.path", "job", "--train.device", "cuda", "--train.global_batch", 8,
+              "--dry-run", env=only)
+expect(done.returncode == 0 and all(f"#SBATCH --{line}=4\n" in done.stdout for line in ["ntasks-per-node", "gpus-per-node"]),
+       f"expected a dry run to show the script of GPUs, got {done}")
 program("sbatch", "echo 'sbatch: error: Munge encode failed: Failed to access \"/run/munge/munge.socket.2\"' >&2; exit 1")
 says("no munge", launch(*job, env=only), 1, "start munged", "Munge encode failed")
 program("mpirun", "echo 'bind() failed on h2: Address already in use' >&2; exit 1")

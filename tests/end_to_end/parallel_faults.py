@@ -39,9 +39,9 @@ def goes_on(kind, *said):
     return found and int(found.group(1))
 
 
-def ends(kind, rank, codes, seconds, *said):
+def ends(kind, rank, codes, seconds, *said, **variables):
     """The fault ends the run so soon after the last step before it, with these words on stderr."""
-    process = start_ranks(4, *words, *fault(kind, rank))
+    process = start_ranks(4, *words, *fault(kind, rank), **variables)
     took, err = wait_after(process, Path(kind) / "metrics.jsonl", AT - 1)
     expect(process.returncode in codes and took < seconds,
            f"{kind}: expected exit code {codes} within {seconds} s, got {process.returncode} after {took:.1f} s: {err}")
@@ -52,7 +52,10 @@ def ends(kind, rank, codes, seconds, *said):
 
 
 # ---- those that end a run. Of two that wait the lower rank speaks.
-ends("kill", 3, [128 + signal.SIGKILL], 5)
+# After one that is killed mpirun waits, tells the others to end, waits again and kills them: these say where they are.
+ends("kill", 3, [128 + signal.SIGKILL], 10, r"process rank 3 .* exited on signal 9",
+     rf"(^|\n)rank [012] has waited \S+ s in step {AT}: \w+ .*for .* of group \w+, number \d+, and is told to end\n",
+     OMPI_MCA_odls_base_sigkill_timeout="2")
 for kind in ["hang", "stop"]:
     ends(kind, 1, [LOST], TIMEOUT, rf"transmamba: rank \d: \[\w+\] rank \d has waited \S+ s in .* for .*parallel.timeout is {TIMEOUT}",
          r"\n  rank 1 is in no call and does not answer", rf"\n  rank 0 in step {AT}: \w+ .*for .* of group \w+, number \d+",

@@ -55,6 +55,11 @@ for name in hosts.names:
     hosts.limit(name, None)
 del hosts.environment["OMPI_MCA_rmaps_base_mapping_policy"]
 
+# ---- a rank that hangs is named with its host, before those that wait for it
+done = launch("--fault.kind", "hang", "--fault.rank", 3, "--fault.step", 3, "--parallel.timeout", 9)
+expect(done.returncode == 76 and re.search(r"transmamba: rank \d on h\d: .*\n  rank 3 on h2 is in no call .*\n  rank \d on h\d in step 3: ", done.stderr),
+       f"a rank that hangs: expected it to be named with its host, got {done.returncode}: {done.stderr}")
+
 # ---- what only one host has, or another than the others. On h2 `there` is mounted over `here`
 here, there = SCRATCH / "here", SCRATCH / "there"
 for folder in [here, there]:

@@ -17,6 +17,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::Contains;
+using ::testing::ContainsRegex;
 using ::testing::ElementsAre;
 using testing::error_of;
 using testing::Folder;
@@ -137,6 +138,41 @@ TEST(Restarts, AreNotSpokenOfWhereNobodyAskedForThem) {
   const Started s = start("echo step 1; exit 1", 0);
   EXPECT_EQ(s.code, 1);
   EXPECT_THAT(s.err, IsEmpty());
+}
+
+TEST(Mpirun, SaysWhichRankASignalHasEnded) {
+  const std::string line =
+      "mpirun noticed that process rank 2 with PID 0 on node h2.cluster exited on signal 9 (Killed).";
+  EXPECT_EQ(read_death(line), "rank 2 on host h2.cluster was killed by signal 9 (Killed)");
+  EXPECT_EQ(
+      read_death(
+          "mpirun noticed that process rank 13 with PID 4711 on node a exited on signal 11 (Segmentation "
+          "fault)."),
+      "rank 13 on host a was killed by signal 11 (Segmentation fault)");
+  EXPECT_EQ(read_death("mpirun noticed that process rank 0 with PID 0 on node a exited on signal 64."),
+            "rank 0 on host a was killed by signal 64");
+  EXPECT_EQ(read_death("mpirun detected that one or more processes exited with non-zero status"), "");
+}
+
+/// Is killed as mpirun says it, in its nth start after n lines of steps.
+const std::string kDies =
+    "for i in $(seq $n); do echo \"step  $((100 + i))/200  loss 1\"; done; "
+    "echo 'mpirun noticed that process rank 2 with PID 0 on node a exited on signal 9 (Killed).' >&2; exit "
+    "137";
+
+TEST(Restarts, SayWhichRankWasKilledAndAfterWhichStep) {
+  const Started s = start(kDies, 1);
+  EXPECT_EQ(s.starts, 2U);
+  EXPECT_THAT(s.err,
+              AllOf(ContainsRegex("launch: exit code 137 after [0-9.]+ s, as rank 2 on host a was killed by "
+                                  "signal 9 \\(Killed\\) after step 101: restart 1 of at most 1"),
+                    HasSubstr("signal 9 (Killed) after step 102, and train.max_restarts = 1: the end")));
+  EXPECT_THAT(start(kDies, 0).err, HasSubstr("was killed by signal 9 (Killed) after step 101\n"));
+  EXPECT_THAT(start("n=0; " + kDies, 0).err, HasSubstr("(Killed) before the first step's line\n"));
+}
+
+TEST(Restarts, SayNothingOfARankThatWasKilledWhereAnotherSaysWhy) {
+  EXPECT_THAT(start("echo 'transmamba: rank 1: [x] y' >&2; " + kDies, 0).err, Not(HasSubstr("launch: ")));
 }
 
 /// Ends with 75 a while after SIGUSR1, with 143 at SIGTERM.

@@ -96,7 +96,7 @@ TEST(Plan, CountsAHeadWhoseWeightsComeLast) {
   const auto waiting = [&](const char* tied) {
     const Config config = small({"--parallel.cp", "2", "--train.seq_len", "1024", "--model.num_layers", "2",
                                  "--model.layer_pattern", "T", "--train.micro_batch", "1", "--train.device",
-                                 "cuda", "--model.tie_embeddings", tied, "--model.vocab_size", "4096"});
+                                 "cuda", "--model.tie_embeddings", tied});
     const ContextLayout layout{{{{0, 448}}, {{448, 1024}}}};
     return waiting_imbalance({config, machine, layout}, std::vector<std::int64_t>{256, 0});
   };

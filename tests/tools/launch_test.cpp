@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include "launch/child_process.h"
+#include "launch/process.h"
 #include "tests/core/files.h"
+#include "tools/commands.h"
 #include "tools/launch/options.h"
 
 namespace transmamba {
@@ -110,6 +112,36 @@ TEST(JobScript, IsMadeOfWhatWasAskedFor) {
     EXPECT_THAT(script, HasSubstr(std::string("\n#SBATCH ") + line + "\n"));
   EXPECT_THAT(script, AllOf(HasSubstr("\nmax_restarts=4\n"), HasSubstr("--checkpoint.resume auto)\n"),
                             Not(HasSubstr("gpus"))));
+}
+
+TEST(JobScript, StartsARankAGpu) {
+  const Words words = {"--nodes",           "2",         "--gpus-per-node",      "4",
+                       "--cpus-per-rank",   "6",         "--train.device",       "cuda",
+                       "--checkpoint.path", "/shared/c", "--train.global_batch", "16"};
+  EXPECT_EQ(planned(words).ranks, 8);
+  const std::string script = job_script(parsed(words), planned(words), "pmix");
+  EXPECT_THAT(script, HasSubstr("# Trains on the GPUs of several nodes, a rank each."));
+  for (const char* line : {"--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=6"})
+    EXPECT_THAT(script, HasSubstr(std::string("\n#SBATCH ") + line + "\n"));
+  EXPECT_THAT(script, AllOf(HasSubstr("--train.device cuda"), Not(HasSubstr("gpus-per-node=8"))));
+
+  Words all = {TRANSMAMBA_SOURCE_DIR "/configs/tiny-cpu.cfg",
+               "--dry-run",
+               "--mpi",
+               "pmix",
+               "--model.vocab_size",
+               "256",
+               "--train.micro_batch",
+               "2"};
+  all.insert(all.end(), words.begin(), words.end());
+  Process process;
+  ::testing::internal::CaptureStdout();
+  const int code = launch(process, all);
+  const std::string shown = ::testing::internal::GetCapturedStdout();
+  EXPECT_EQ(code, 0);
+  EXPECT_THAT(
+      shown, AllOf(HasSubstr("would write /shared/c/launch.sbatch and run: sbatch"),
+                   HasSubstr("\n#SBATCH --ntasks-per-node=4\n"), HasSubstr("\n#SBATCH --gpus-per-node=4\n")));
 }
 
 }  // namespace

@@ -93,7 +93,7 @@ for line in process.stdout:
         resumed_from = int(found.group(1))
     elif line.startswith("step "):
         expect(resumed_from == newest, f"expected it to go on after step {newest}, the newest checkpoint, got {resumed_from}")
-    elif found := re.match(r"launch: (.*) after .*: restart (\d+) of ", line):
+    elif found := re.match(r"launch: (.*?) after .*: restart (\d+) of ", line):
         # Now, that all ranks have ended and the next have not yet begun.
         so_far, newest = losses_so_far(), max(checkpoints(), default=0)
         resumed_from = -1 if newest else 0

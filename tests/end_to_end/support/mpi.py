@@ -21,9 +21,9 @@ def mpirun(ranks, *words, **how):
     return run(*words, prefix=["mpirun", "-np", str(ranks)], env=ENVIRONMENT, **how)
 
 
-def start_ranks(ranks, *words):
-    """The same, not waited for: a Popen of mpirun."""
-    return subprocess.Popen(["mpirun", "-np", str(ranks), PROGRAM, *map(str, words)], env=ENVIRONMENT, text=True,
+def start_ranks(ranks, *words, **variables):
+    """The same, not waited for: a Popen of mpirun. `variables` of the environment beside ENVIRONMENT."""
+    return subprocess.Popen(["mpirun", "-np", str(ranks), PROGRAM, *map(str, words)], env={**ENVIRONMENT, **variables}, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

@@ -1,12 +1,15 @@
 // Run by mpirun: communicator contract     the contract tests over MPI
 //                communicator mismatch     calls that do not fit: every rank's Error names both
 //                communicator timeout      a rank that does not come is named
+//                communicator told         a rank that is told to end, and waits, says where
 //                communicator gpu_wait     ranks that wait for their GPUs ask and answer
 //                communicator lost         a failure that only a destructor has seen is not forgotten
 //                communicator deadlock     ranks that wait for each other for ever say so within seconds
 //                communicator slow         ranks that wait for slow ones are left alone
 //                communicator latency      prints the time of small calls
 // Ends with 1 on the first failure.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <thread>
@@ -106,20 +109,48 @@ void mismatch(const Process& process) {
 }
 
 void timeout() {
-  const auto world = mpi_world(nullptr, 0.5);
+  const auto world = mpi_world(nullptr, 0.5, {}, {"h1", "h2", "h1"});
   world->recorder().set_step(7);
   std::vector<float> x(1);
   if (world->rank() == 1) {
     std::this_thread::sleep_for(std::chrono::seconds(2));
   } else {
-    expect_parts(error_of([&] { world->all_reduce("loss", view(x)); }),
-                 {"s in all_reduce of 4 bytes (1 float32) for loss at tests/parallel/mpi/",
-                  "and parallel.timeout is 0.5; nothing has come from rank 1 of the group\n  rank 1 is in no "
-                  "call and does not answer",
-                  world->rank() == 0 ? "\n  rank 2 in step 7: all_reduce of 4 bytes"
-                                     : "\n  rank 0 in step 7: all_reduce of 4 bytes",
-                  "of group world, number 1"});
+    expect_parts(
+        error_of([&] { world->all_reduce("loss", view(x)); }),
+        {"s in all_reduce of 4 bytes (1 float32) for loss at tests/parallel/mpi/",
+         "and parallel.timeout is 0.5; nothing has come from rank 1 of the group\n  rank 1 on h2 is in no "
+         "call and does not answer",
+         world->rank() == 0 ? "\n  rank 2 on h1 in step 7: all_reduce of 4 bytes"
+                            : "\n  rank 0 on h1 in step 7: all_reduce of 4 bytes",
+         "of group world, number 1"});
   }
+}
+
+/// A launcher tells all to end while rank 1 is in no call. Words before that, and of short calls, are none.
+void told() {
+  const auto world = mpi_world(nullptr, 20);
+  world->recorder().set_step(7);
+  bool is_told = false;
+  std::vector<std::string> said;
+  LastWords last_words(
+      fmt::format("rank {}", world->rank()), [&] { return is_told; },
+      [&](const std::string& text) { said.push_back(text); }, 0.4);
+  world->recorder().set_last_words(&last_words);
+  std::vector<float> x(1);
+  const auto wait_for_rank_1 = [&](double seconds) {
+    if (world->rank() == 1) std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+    world->all_reduce("loss", view(x));
+  };
+  wait_for_rank_1(1);
+  is_told = true;
+  for (int i = 0; i < 100; ++i) wait_for_rank_1(0.005);
+  check(said.empty(), "contract", "expected ranks that go on to say nothing, got {}", fmt::join(said, "; "));
+  for (int i = 0; i < 2; ++i) wait_for_rank_1(1.5);
+  world->recorder().set_last_words(nullptr);
+  if (world->rank() == 1) return;
+  check(said.size() == 1, "contract", "expected one line, got {}: {}", said.size(), fmt::join(said, "; "));
+  expect_parts(said[0], {" has waited ", " s in step 7: all_reduce of 4 bytes (1 float32) for loss at tests/",
+                         " of group world, number 102, and is told to end"});
 }
 
 /// Rank 0 waits for a GPU, whose calls are made up here, rank 2 for a call of MPI, and rank 1 comes to
@@ -309,6 +340,8 @@ void run(const Process& process, const std::string& what) {
     mismatch(process);
   } else if (what == "timeout") {
     timeout();
+  } else if (what == "told") {
+    told();
   } else if (what == "gpu_wait") {
     gpu_wait();
   } else if (what == "lost") {
