@@ -78,7 +78,10 @@ std::string format_line(const StepMetrics& m) {
 }
 
 MetricsLog::MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every, bool alone)
-    : path_(std::move(jsonl)), every_(every), terminal_(alone && isatty(STDOUT_FILENO) != 0) {
+    : path_(std::move(jsonl)),
+      every_(every),
+      terminal_(alone && isatty(STDOUT_FILENO) != 0),
+      is_new_(resumed_step == 0) {
   if (path_.empty()) return;
   if (resumed_step > 0) cut_after(path_, resumed_step);
   if (path_.has_parent_path()) {
@@ -96,7 +99,13 @@ MetricsLog::~MetricsLog() {
 }
 
 void MetricsLog::write(const std::string& json) {
-  if (file_ < 0 || append(json) || has_warned_) return;
+  if (file_ < 0) return;
+  if (append(json)) {
+    is_new_ = false;
+    return;
+  }
+  check(!is_new_, "metrics", "{}: cannot write: {}", path_.string(), std::strerror(errno));
+  if (has_warned_) return;
   has_warned_ = true;
   warn(fmt::format("{}: cannot write: {}; training goes on, and lines are missing there while that is so",
                    path_.string(), std::strerror(errno)));

@@ -38,10 +38,10 @@ std::string format_line(const StepMetrics& m);  ///< for people
 class MetricsLog {
  public:
   /// `jsonl` may be empty: no file. Lines in it past `resumed_step` are of a run that this one replaces and
-  /// are cut off; with resumed_step 0 the file starts anew. Throws Error if the file cannot be written. Where
-  /// that is so later, as on a full disk, one warning says it, and lines are missing until it can be again:
-  /// no part of a line stays, and nothing below throws. `alone`: not one of several ranks, whose launcher
-  /// makes any stdout look like a terminal.
+  /// are cut off; with resumed_step 0 the file starts anew. Throws Error if the file cannot be written, and
+  /// so does the first line of a new one. Where that is so later, as on a full disk, one warning says it, and
+  /// lines are missing until it can be again: no part of a line stays, and nothing throws. `alone`: not one
+  /// of several ranks, whose launcher makes any stdout look like a terminal.
   MetricsLog(std::filesystem::path jsonl, std::int64_t resumed_step, std::int64_t every, bool alone = true);
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;
@@ -60,7 +60,8 @@ class MetricsLog {
   int file_ = -1;
   std::int64_t end_ = 0;  // of the last whole line
   std::int64_t every_;
-  bool terminal_, live_ = false, torn_ = false, has_warned_ = false;
+  bool terminal_, is_new_;  // without a line yet
+  bool live_ = false, torn_ = false, has_warned_ = false;
 };
 
 }  // namespace transmamba
