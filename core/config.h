@@ -63,6 +63,7 @@ struct TrainConfig {
   std::int64_t max_skipped = 10;         ///< bad steps in a row that are skipped; one more ends the run
   double spike_guard = 0;                ///< a loss above this many times the recent mean is bad; 0: none is
   std::int64_t max_restarts = 0;         ///< by `transmamba launch`, after crashes
+  std::int64_t stall_timeout = 1800;     ///< seconds in which a rank has to get on; 0: it need not
   bool operator==(const TrainConfig&) const = default;
 };
 

@@ -179,6 +179,10 @@ std::vector<ConfigKey> make_keys() {
            "a step is skipped whose loss is above this many times the mean of recent ones; 0: none is"),
       integer(MEMBER(train.max_restarts), 0, kAny,
               "how often `transmamba launch` starts the run again after a crash, from its newest checkpoint"),
+      integer(MEMBER(train.stall_timeout), 0, kAny,
+              "seconds, and no less than twice parallel.timeout, in which a rank has to read the next "
+              "micro-batch, "
+              "validate or save, or it ends the run; 0: it need not"),
 
       integer(MEMBER(parallel.tp), 1, kWidth, "tensor parallel ranks: they share heads, MLPs and vocabulary"),
       integer(MEMBER(parallel.cp), 1, kWidth, "context parallel ranks: they share the sequence"),

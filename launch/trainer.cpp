@@ -27,6 +27,19 @@ void check_memory(const Config& config, int ranks, const gpu::Info& gpu) {
         config.train.seq_len, config.train.recompute);
 }
 
+namespace {
+
+/// With no word to other ranks, which may stand still too.
+[[noreturn]] void end_stalled(int rank, const std::string& what) {
+  const std::string text = fmt::format(
+      "transmamba: rank {}: [train] {}: the run does not get on (train.stall_timeout)\n", rank, what);
+  std::fputs(text.c_str(), stderr);
+  std::fflush(stderr);
+  std::_Exit(kExitLost);
+}
+
+}  // namespace
+
 Trainer::Trainer(Config config, Session& session, Communicator& world, const StopSignals* signals)
     : config_(std::move(config)),
       session_(session),
@@ -35,7 +48,11 @@ Trainer::Trainer(Config config, Session& session, Communicator& world, const Sto
       fault_(config_.fault, world.rank()),
       bad_steps_(config_.train),
       traffic_(world),
-      pace_(world) {
+      pace_(world),
+      watch_(config_.train.stall_timeout == 0
+                 ? 0
+                 : static_cast<double>(std::max(config_.train.stall_timeout, 2 * config_.parallel.timeout)),
+             [rank = world.rank()](const std::string& what) { end_stalled(rank, what); }) {
   config_.validate_training();
   check_same_configuration(world_, config_);
   if (config_.log.profile > 0)

@@ -16,6 +16,7 @@
 #include "launch/saves.h"
 #include "launch/session.h"
 #include "launch/signals.h"
+#include "launch/stall_watch.h"
 #include "launch/traffic_report.h"
 #include "parallel/checkpoint.h"
 #include "parallel/engine.h"
@@ -89,6 +90,7 @@ class Trainer {
   TrainState state_;
   double peak_flops_ = 0;  // of all ranks
   bool peak_is_published_ = false;
+  StallWatch watch_;
 };
 
 }  // namespace transmamba

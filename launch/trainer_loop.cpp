@@ -51,8 +51,10 @@ std::vector<Batch> Trainer::validation_batches() const {
 }
 
 double Trainer::validate(const std::vector<Batch>& batches) {
-  const double loss = engine_->evaluate(static_cast<std::int64_t>(batches.size()),
-                                        [&](std::int64_t i) { return batches[static_cast<std::size_t>(i)]; });
+  const double loss = engine_->evaluate(static_cast<std::int64_t>(batches.size()), [&](std::int64_t i) {
+    watch_.begin("validating", state_.step);
+    return batches[static_cast<std::size_t>(i)];
+  });
   return loss / static_cast<double>(validation_sequences() * config_.train.seq_len);
 }
 
@@ -121,6 +123,7 @@ StepResult Trainer::take_step() {
   const TrainConfig& t = config_.train;
   const auto data = [&](std::int64_t i) {
     const HostRegion region(context_, "read data");
+    watch_.begin("a micro-batch", state_.step + 1);
     const std::int64_t micro_batch = i * mesh_->dp() + mesh_->dp_index();
     return batch(*data_.training, *order_, state_.consumed_sequences + micro_batch * t.micro_batch,
                  t.micro_batch);
@@ -162,8 +165,11 @@ ExitCode Trainer::run() {
   while (state_.step < steps && !stops) {
     const bool is_profiled = profiler_ && profiler_->begin_step(state_.step);
     const auto start = Clock::now();
+    watch_.begin("what comes before its first micro-batch", state_.step + 1);
     fault_.begin_step(state_.step + 1);
+    watch_.rest();  // a stage that reads no data has no more to say until the next step
     const StepResult result = take_step();
+    watch_.begin("what comes after it", state_.step);
     const double seconds = seconds_since(start);
     training_seconds += seconds, ++trained;
     pace_.add_step(seconds);
@@ -208,12 +214,15 @@ ExitCode Trainer::run() {
         throw;
       }
     if (validates) {
+      watch_.rest();
       const double loss = validate(batches);
       if (log_) log_->validation(state_.step, loss);
     }
+    watch_.begin("saving", state_.step);
     if (saves) save();
     traffic_.restart();
   }
+  watch_.rest();
   if (trained == 0 && log_)
     log_->note(fmt::format("nothing to do: step {} of {} is reached", state_.step, steps));
   if (profiler_ && profiler_->is_due()) profiler_->report();

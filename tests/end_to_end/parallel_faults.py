@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from support.mpi import ENVIRONMENT, keys, losses, mpirun, start_ranks, succeeds, wait_after
-from support.program import PROGRAM, clean_scratch, expect, finish, make_config, make_data, metrics
+from support.program import PROGRAM, clean_scratch, expect, finish, make_config, make_data, metrics, run
 
 STEPS, EVERY, AT, TIMEOUT, LOST, DIVERGED = 24, 4, 10, 9, 76, 77
 clean_scratch()
@@ -60,6 +60,13 @@ for kind in ["hang", "stop"]:
     ends(kind, 1, [LOST], TIMEOUT, rf"transmamba: rank \d: \[\w+\] rank \d has waited \S+ s in .* for .*parallel.timeout is {TIMEOUT}",
          r"\n  rank 1 is in no call and does not answer", rf"\n  rank 0 in step {AT}: \w+ .*for .* of group \w+, number \d+",
          rf"\n  rank 3 in step {AT}: \w+ .*for .* of group \w+, number \d+")
+
+# Alone, as where all stand still at once, nobody waits for it.
+done = run("train", make_config(), "--train.steps", STEPS, "--parallel.timeout", 1, "--train.stall_timeout", 2,
+           "--fault.kind", "hang", "--fault.step", AT)
+expect(done.returncode == LOST and re.fullmatch(
+    rf"transmamba: rank 0: \[train\] in step {AT}: what comes before its first micro-batch has taken [23]\S* s: .*stall_timeout.*\n",
+    done.stderr), f"hang alone: expected {LOST} and one line that says where, got {done.returncode}: {done.stderr!r}")
 
 # ---- those that it survives
 said = succeeds(4, *words, *fault("slow", 2, "--fault.seconds", 0.2, "--fault.steps", 3))
