@@ -127,6 +127,18 @@ void Profile::resolve_calls() {
   }
 }
 
+double Profile::take_waits() {
+  check(!records_ && regions_.empty(), "profile", "it records more than calls");
+  resolve_calls();
+  double seconds = 0;
+  std::erase_if(calls_, [&](const auto& call) {
+    if (call->is_complete) seconds += call->exposed;
+    return call->is_complete;
+  });
+  if (calls_.empty()) steps_.clear(), step_seconds_.clear();
+  return seconds;
+}
+
 void Profile::end() {
   check(!records_, "profile", "it still records");
   if (on_gpu()) gpu::synchronize(compute_);

@@ -97,6 +97,9 @@ class Profile {
   void pause();
   /// Waits for the device; then all times are those of now(). Calls that are still under way are left out.
   void end();
+  /// Instead of begin() and end(), where nothing but calls is recorded: seconds that the rank waited in those
+  /// that have ended, which are forgotten. Of a GPU whose work up to here is done.
+  double take_waits();
   bool records() const { return records_; }
 
   const std::vector<RegionSpan>& regions() const { return regions_; }

@@ -29,7 +29,7 @@ void check_memory(const Config& config, int ranks, const gpu::Info& gpu) {
 
 namespace {
 
-/// With no word to other ranks, which may stand still too.
+/// With no word to other ranks, which may stand still too, nor to stdout, where this one may.
 [[noreturn]] void end_stalled(int rank, const std::string& what) {
   const std::string text = fmt::format(
       "transmamba: rank {}: [train] {}: the run does not get on (train.stall_timeout)\n", rank, what);
@@ -45,10 +45,10 @@ Trainer::Trainer(Config config, Session& session, Communicator& world, const Sto
       session_(session),
       world_(world),
       signals_(signals),
+      pace_(world, session.context().stream),
       fault_(config_.fault, world.rank()),
       bad_steps_(config_.train),
       traffic_(world),
-      pace_(world),
       watch_(config_.train.stall_timeout == 0
                  ? 0
                  : static_cast<double>(std::max(config_.train.stall_timeout, 2 * config_.parallel.timeout)),

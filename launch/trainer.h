@@ -74,6 +74,7 @@ class Trainer {
   Communicator& world_;
   const StopSignals* signals_;
   std::unique_ptr<Profiler> profiler_;  // of a run that is profiled
+  Pace pace_;                           // before all that makes calls, which may be timed by it
   Context context_;
   Data data_;
   std::optional<SampleOrder> order_;
@@ -85,7 +86,6 @@ class Trainer {
   BadSteps bad_steps_;
   std::unique_ptr<Saves> saves_;  // of a run with checkpoint.path
   TrafficReport traffic_;
-  Pace pace_;
   std::optional<Slowest> slowest_;
   TrainState state_;
   double peak_flops_ = 0;  // of all ranks

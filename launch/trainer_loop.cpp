@@ -164,6 +164,7 @@ ExitCode Trainer::run() {
   traffic_.restart();
   while (state_.step < steps && !stops) {
     const bool is_profiled = profiler_ && profiler_->begin_step(state_.step);
+    pace_.begin_step(is_profiled);
     const auto start = Clock::now();
     watch_.begin("what comes before its first micro-batch", state_.step + 1);
     fault_.begin_step(state_.step + 1);
@@ -172,7 +173,7 @@ ExitCode Trainer::run() {
     watch_.begin("what comes after it", state_.step);
     const double seconds = seconds_since(start);
     training_seconds += seconds, ++trained;
-    pace_.add_step(seconds);
+    pace_.end_step(seconds);
     if (is_profiled) profiler_->end_step();
     if (!is_profiled && trained > config_.log.communication_skip)
       traffic_.add_step(seconds);

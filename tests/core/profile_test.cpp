@@ -38,6 +38,18 @@ TEST_F(ProfileTest, NothingIsRecordedOutsideOfItsSteps) {
   EXPECT_TRUE(profile.calls().empty());
 }
 
+TEST_F(ProfileTest, WaitsAreTakenOnceAndOfCallsThatHaveEnded) {
+  profile.record();
+  const auto ended = profile.call("tp", "a", "send"), late = profile.call("tp", "b", "send");
+  profile.pause();
+  ended->ended(1, 4, 0.5);
+  EXPECT_EQ(profile.take_waits(), 0.5);
+  EXPECT_EQ(profile.take_waits(), 0);
+  late->ended(1, 9, 0.25);
+  EXPECT_EQ(profile.take_waits(), 0.25);
+  EXPECT_TRUE(profile.calls().empty());
+}
+
 TEST_F(ProfileTest, NamesSayWhichOneOfAFamily) {
   profile.record();
   {
