@@ -22,10 +22,10 @@ StallWatch::~StallWatch() {
   thread_.join();
 }
 
-/// Without a word to the thread, which looks at the time when it wakes.
+/// Without a word to the thread, which looks when it wakes.
 void StallWatch::begin(std::string_view what, std::int64_t step) {
   const std::lock_guard lock(mutex_);
-  is_at_work_ = true, what_ = what, step_ = step, since_ = std::chrono::steady_clock::now();
+  is_at_work_ = true, what_ = what, step_ = step, still_ = {};
 }
 
 void StallWatch::rest() {
@@ -37,9 +37,9 @@ void StallWatch::watch() {
   std::unique_lock lock(mutex_);
   const auto step = std::min(limit_ / 4, std::chrono::duration<double>(1));
   while (!changed_.wait_for(lock, step, [&] { return is_over_; })) {
-    const std::chrono::duration<double> still = std::chrono::steady_clock::now() - since_;
-    if (!is_at_work_ || still < limit_) continue;
-    ends_(fmt::format("in step {}: {} has taken {:.3g} s", step_, what_, still.count()));
+    still_ += step;
+    if (!is_at_work_ || still_ <= limit_) continue;  // the first tick may have begun before begin()
+    ends_(fmt::format("in step {}: {} has taken {:.3g} s", step_, what_, still_.count()));
     return;
   }
 }

@@ -18,7 +18,8 @@ namespace transmamba {
 class StallWatch {
  public:
   /// `seconds` without begin(), from the first on, call `ends` once with what stands still; 0: never. In a
-  /// thread of its own, beside whatever does not come back: it is to say so and end the process.
+  /// thread of its own, beside whatever does not come back: it is to say so and end the process. While the
+  /// process itself is stopped, as SLURM does to one that it suspends, no time passes.
   StallWatch(double seconds, std::function<void(const std::string&)> ends);
   ~StallWatch();
   StallWatch(const StallWatch&) = delete;
@@ -36,7 +37,7 @@ class StallWatch {
   std::mutex mutex_;
   std::condition_variable changed_;
   bool is_over_ = false, is_at_work_ = false;
-  std::chrono::steady_clock::time_point since_;
+  std::chrono::duration<double> still_{};  // as the thread saw it
   std::string_view what_;
   std::int64_t step_ = 0;
   std::thread thread_;  // last: it reads the rest

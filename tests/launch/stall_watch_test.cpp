@@ -3,8 +3,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <csignal>
 
 namespace transmamba {
 namespace {
@@ -44,6 +47,25 @@ TEST(StallWatch, LeavesAloneWhatGetsOnRestsOrHasNotBegun) {
   watch.rest();
   std::this_thread::sleep_for(700ms);
   EXPECT_EQ(ends.count, 0);
+}
+
+TEST(StallWatch, DoesNotCountTheTimeThatItsProcessWasStopped) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    StallWatch watch(0.6, [](const std::string&) { _exit(3); });
+    watch.begin("a micro-batch", 1);
+    for (int i = 0; i < 3; ++i) std::this_thread::sleep_for(100ms);  // stopped in one of them
+    _exit(0);
+  }
+  std::this_thread::sleep_for(50ms);
+  kill(child, SIGSTOP);
+  std::this_thread::sleep_for(1s);
+  kill(child, SIGCONT);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
 }  // namespace
