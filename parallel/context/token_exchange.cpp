@@ -51,6 +51,7 @@ Tensor TokenExchange::place(const Transfer& transfer, std::int64_t b, std::size_
 TokenExchange::Transfer TokenExchange::expect(std::int64_t b, std::int64_t c, DType dtype,
                                               bool reverse) const {
   Transfer transfer;
+  transfer.adds_ = reverse;
   if (!in_window_ || !cp_->window() || moves_.empty()) return transfer;
   transfer.block_ = Tensor(*cp_->window(), {cp_->size(), b * most_tokens(), c}, dtype);
   const std::vector<std::int64_t> incoming = tokens(reverse, /*sends=*/false);
@@ -77,6 +78,11 @@ TokenExchange::Transfer TokenExchange::start(const Context& context, std::string
                                              View out, bool reverse, Transfer transfer) const {
   const std::int64_t b = in.dim(0), c = in.dim(2);
   if (!transfer.block_) transfer = expect(b, c, in.dtype(), reverse);
+  const Shape block{cp_->size(), b * most_tokens(), c};
+  check(!transfer.block_ || (transfer.adds_ == reverse && transfer.block_.dtype() == in.dtype() &&
+                             transfer.block_.shape() == block),
+        purpose, "expected a transfer of {} {}, as was asked for, got {} {}, or one in the other direction",
+        transfer.block_.dtype(), transfer.block_.shape(), in.dtype(), block);
   transfer.exchange_ = this, transfer.out_ = out, transfer.adds_ = reverse;
   const auto ranks = static_cast<std::size_t>(cp_->size());
   const int me = cp_->rank();
