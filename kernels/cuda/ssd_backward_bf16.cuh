@@ -36,10 +36,10 @@ struct PieceSums {
 struct BackwardArguments {
   InRows q, k, v, dy;
   OutRows dq, dk, dv;
-  Strided<const float> dt, state_in, dstate_out;
+  Strided<const float> dt;
   const float *a_log, *d_skip;
   Strided<float> ddt, dstate_in;
-  Summaries before, after;
+  Summaries entering, leaving;  // states that enter pieces, and gradients of those that leave them
   Between between;
   PieceSums sums;
   Cut cut;

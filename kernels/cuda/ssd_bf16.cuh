@@ -1,10 +1,10 @@
 // The SSD on bfloat16 with tensor cores: what its kernels share.
 //
 // A sequence of each head is cut in `pieces`, enough to fill the GPU, and a piece in chunks of 64 tokens. A
-// first kernel makes the pieces' segment summaries (kernels/ssd.h). Then a block a piece combines the
-// summaries before it (or after it, for gradients), and walks its piece with the state in float32 registers:
-// states never go through memory by chunk. With cum_t = A (dt_0 + .. + dt_t) within a chunk, E_ts = exp(cum_t
-// - cum_s) for s <= t:
+// first kernel makes the pieces' segment summaries (kernels/ssd.h). Of these come the states that enter
+// pieces: the scan's blocks combine them themselves; for the gradients' two walks, whose threads are few, a
+// second kernel does. A block walks its piece with the state in float32 registers: states never go through
+// memory by chunk. With cum_t = A (dt_0 + .. + dt_t) within a chunk and E_ts = exp(cum_t - cum_s), s <= t:
 //   Y = ((Q K^T) o E o dt_s) V + exp(cum_t) Q S,     S' = exp(cum_63) S + (dt_s exp(cum_63 - cum_s) K)^T V
 // Exponents are sums <= 0. Tokens past the end count as zeros with dt = 0.
 #pragma once
@@ -304,6 +304,19 @@ struct PieceSummary {
 /// Enqueues one or two of them.
 void summarise_pieces(const Cut& cut, const ConstView& dt, const ConstView& a_log,
                       std::initializer_list<PieceSummary> sums, const Stream& stream, std::string_view op);
+
+/// A state on its way through all pieces, or a gradient on its way back: to `out`; where that is absent each
+/// piece's state becomes the one that the way brings to it, and the last piece needs no summary.
+struct Passage {
+  Summaries pieces;
+  bool backwards = false;
+  Strided<const float> in = {};             // before the first; absent: zero
+  Strided<const float> decays_after = {};   // (b, h), natural; absent: none
+  Strided<float> out = {}, log_decay = {};  // the latter, of all pieces, may be absent
+};
+/// Enqueues one or two of them, with states (n, p).
+void pass_pieces(const Cut& cut, std::int64_t n, std::int64_t p, std::initializer_list<Passage> passages,
+                 const Stream& stream, std::string_view op);
 
 /// Calls f with constants n and p of the widths that have a kernel.
 template <class F>

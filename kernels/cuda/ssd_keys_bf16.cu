@@ -127,14 +127,8 @@ __global__ void __launch_bounds__(P * 2) keys(const __grid_constant__ BackwardAr
   start(0);
 
   Slice<N> gradient;
-  gradient.each([&](int row, int n, float& value) {
-    value = a.dstate_out.data ? a.dstate_out(b, h, n)[column + row] : 0.f;
-  });
-  for (int i = a.cut.pieces - 1; i > piece; --i) {
-    const float decay = exp2f(*a.after.of(a.after.log_decay, head, i, 1));
-    const float* const local = a.after.of(a.after.state, head, i, N * P);
-    gradient.each([&](int row, int n, float& value) { value = decay * value + local[n * P + column + row]; });
-  }
+  const float* const leaving = a.leaving.of(a.leaving.state, head, piece, N * P);
+  gradient.each([&](int row, int n, float& value) { value = leaving[n * P + column + row]; });
 
   float dskip = 0;
   for (int i = 0; i < count; ++i) {

@@ -61,14 +61,8 @@ __global__ void __launch_bounds__(N * 2) queries(const __grid_constant__ Backwar
   start(0);
 
   Slice<P> state;
-  state.each([&](int row, int p, float& value) {
-    value = a.state_in.data ? a.state_in(b, h, column + row)[p] : 0.f;
-  });
-  for (int i = 0; i < piece; ++i) {
-    const float decay = exp2f(*a.before.of(a.before.log_decay, head, i, 1));
-    const float* const local = a.before.of(a.before.state, head, i, N * P);
-    state.each([&](int row, int p, float& value) { value = decay * value + local[(column + row) * P + p]; });
-  }
+  const float* const entering = a.entering.of(a.entering.state, head, piece, N * P);
+  state.each([&](int row, int p, float& value) { value = entering[(column + row) * P + p]; });
   // <H, S> at the piece's start, which then passes from chunk to chunk in the last warp.
   float crossing = 0;
   const float* const gradient = a.between.gradient + (head * a.cut.pieces + piece) * N * P;

@@ -6,18 +6,19 @@ namespace transmamba::cuda {
 namespace ssd {
 namespace {
 
-/// out[head] += sum over sequences and pieces of sums (b, h, pieces), in order. A thread a head.
+/// out[head] += sum over sequences and pieces of sums (b, h, pieces). A warp a head, whose lanes take turns.
 __global__ void add_piece_sums(PieceSums sums, float* da_log, float* dd_skip, Cut cut) {
-  const std::int64_t h = global_index();
-  if (h >= cut.h) return;
-  const auto total = [&](const float* of) {
+  const int lane = static_cast<int>(threadIdx.x);
+  const std::int64_t h = blockIdx.x;
+  const auto add_total = [&](float* out, const float* of) {
     float sum = 0;
-    for (std::int64_t b = 0; b < cut.b; ++b)
-      for (int piece = 0; piece < cut.pieces; ++piece) sum += of[(b * cut.h + h) * cut.pieces + piece];
-    return sum;
+    for (std::int64_t i = lane; i < cut.b * cut.pieces; i += kWarp)
+      sum += of[(i / cut.pieces * cut.h + h) * cut.pieces + i % cut.pieces];
+    sum = warp_reduce<Plus>(sum);
+    if (lane == 0) out[h] += sum;
   };
-  da_log[h] += total(sums.da_log);
-  if (dd_skip) dd_skip[h] += total(sums.dd_skip);
+  add_total(da_log, sums.da_log);
+  if (dd_skip) add_total(dd_skip, sums.dd_skip);
 }
 
 }  // namespace
@@ -36,7 +37,7 @@ void ssd_scan_backward_bf16(const SsdScanBackward& a, const Stream& stream) {
   const std::int64_t pieces = cut.heads() * cut.pieces, chunks = cut.heads() * cut.chunks;
   const std::int64_t tokens = chunks * ssd::kTokens, states = pieces * n * p;
   const Workspace<float> memory(workspace::ssd_scan_backward(cut, n, p), stream, op);
-  float* at = memory.data();  // the rows that are read two at a time first
+  float* at = memory.data();  // states first, which are read four elements at a time
   const auto take = [&](std::int64_t size) { return std::exchange(at, at + size); };
   ssd::BackwardArguments arguments{ssd::InRows(a.q, op, "q"),
                                    ssd::InRows(a.k, op, "k"),
@@ -46,8 +47,6 @@ void ssd_scan_backward_bf16(const SsdScanBackward& a, const Stream& stream) {
                                    ssd::OutRows(a.dk, op, "dk"),
                                    ssd::OutRows(a.dv, op, "dv"),
                                    strided<const float>(a.dt),
-                                   strided<const float>(a.state_in),
-                                   strided<const float>(a.dstate_out),
                                    a.a_log.ptr<float>(),
                                    strided<const float>(a.d_skip).data,
                                    strided<float>(a.ddt),
@@ -57,17 +56,22 @@ void ssd_scan_backward_bf16(const SsdScanBackward& a, const Stream& stream) {
                                    {take(tokens), take(tokens), nullptr, take(states)},
                                    {},
                                    cut};
-  arguments.before.log_decay = take(pieces), arguments.after.log_decay = take(pieces);
+  arguments.entering.log_decay = take(pieces), arguments.leaving.log_decay = take(pieces);
   arguments.sums = {take(pieces), take(pieces)};
   arguments.between.chunk_w = take(chunks);
   if (cut.pieces > 1)
     ssd::summarise_pieces(cut, a.dt, a.a_log,
-                          {{a.k, a.v, arguments.before, 0, cut.pieces - 1},
-                           {a.q, a.dy, arguments.after, 1, cut.pieces - 1, /*are_gradients=*/true}},
+                          {{a.k, a.v, arguments.entering, 0, cut.pieces - 1},
+                           {a.q, a.dy, arguments.leaving, 1, cut.pieces - 1, /*are_gradients=*/true}},
                           stream, op);
+  ssd::pass_pieces(
+      cut, n, p,
+      {{.pieces = arguments.entering, .in = strided<const float>(a.state_in)},
+       {.pieces = arguments.leaving, .backwards = true, .in = strided<const float>(a.dstate_out)}},
+      stream, op);
   ssd::enqueue_keys(arguments, n, p, stream);
   ssd::enqueue_queries(arguments, n, p, stream);
-  launch(op, stream, thread_each(cut.h), ssd::add_piece_sums, arguments.sums, a.da_log.ptr<float>(),
+  launch(op, stream, {cut.h, kWarp}, ssd::add_piece_sums, arguments.sums, a.da_log.ptr<float>(),
          strided<float>(a.dd_skip).data, cut);
 }
 

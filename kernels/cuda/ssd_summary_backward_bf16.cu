@@ -24,7 +24,7 @@ struct Arguments {
 };
 
 /// A block a head: the decays of its chunks, then from the end of the sequence.
-__global__ void tails(const __grid_constant__ Arguments a) {
+__global__ void __launch_bounds__(1024) tails(const __grid_constant__ Arguments a) {
   const std::int64_t head = blockIdx.x, b = head / a.cut.h, h = head % a.cut.h, chunks = a.cut.chunks;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const float rate = -expf(a.a_log[h]) * kLog2e;
@@ -171,6 +171,7 @@ __global__ void __launch_bounds__(P * 2) chunks(const __grid_constant__ Argument
 
 /// A block a head: the gradients of its step sizes, in order of time, and of the entering state.
 __global__ void __launch_bounds__(1024) finish(const __grid_constant__ Arguments a) {
+  constexpr int kEach = 4;  // tokens in a row of a thread
   __shared__ float warps[kWarp];
   const std::int64_t head = blockIdx.x, b = head / a.cut.h, h = head % a.cut.h;
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -184,10 +185,15 @@ __global__ void __launch_bounds__(1024) finish(const __grid_constant__ Arguments
   }
   float before = whole * block_reduce<Plus>(inner) + (a.dlog_decay.data ? a.dlog_decay(b)[h] : 0.f),
         drate = 0;
-  for (std::int64_t first = 0; first < a.cut.t; first += blockDim.x) {
-    const std::int64_t t = first + threadIdx.x;
-    const float dt = t < a.cut.t ? a.dt(b, t)[h] : 0.f, z = t < a.cut.t ? product[t] : 0.f;
-    float sum = dt * z;
+  for (std::int64_t first = 0; first < a.cut.t; first += kEach * blockDim.x) {
+    const std::int64_t t = first + kEach * threadIdx.x;
+    float dt[kEach], z[kEach], own = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      dt[i] = t + i < a.cut.t ? a.dt(b, t + i)[h] : 0.f, z[i] = t + i < a.cut.t ? product[t + i] : 0.f;
+      own += dt[i] * z[i];
+    }
+    float sum = own;
 #pragma unroll
     for (int distance = 1; distance < kWarp; distance *= 2) {
       const float other = __shfl_up_sync(0xffffffffu, sum, distance);
@@ -201,9 +207,13 @@ __global__ void __launch_bounds__(1024) finish(const __grid_constant__ Arguments
       all += warps[i];
     }
     __syncthreads();
-    const float da = before + earlier + sum - dt * z;
-    if (t < a.cut.t) a.ddt(b, t)[h] += rate * da + z;
-    drate += da * dt;
+    float da = before + earlier + sum - own;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      if (t + i < a.cut.t) a.ddt(b, t + i)[h] += rate * da + z[i];
+      drate += da * dt[i];
+      da += dt[i] * z[i];
+    }
     before += all;
   }
   drate = block_reduce<Plus>(drate);
@@ -246,7 +256,7 @@ void ssd_summary_backward_bf16(const SsdSummaryBackward& a, const Stream& stream
                                  n,
                                  p,
                                  cut};
-  launch(op, stream, {heads}, ssd::tails, arguments);
+  launch(op, stream, {heads, 1024}, ssd::tails, arguments);
   ssd::with_widths(n, p, op, [&](auto n_, auto p_) {
     launch(op, stream, {heads * cut.pieces, p_ * 2, ssd::Shared<n_, p_>::kBytes}, ssd::chunks<n_, p_>,
            arguments);

@@ -125,40 +125,74 @@ void summarise_pieces(const Cut& cut, const ConstView& dt, const ConstView& a_lo
 
 namespace {
 
-/// What combine_pieces() does with a state that passes all pieces.
-struct Combination {
-  Summaries pieces;
-  bool backwards;                     // as gradients do
-  Strided<const float> in;            // before the first; absent: zero
-  Strided<const float> decays_after;  // (b, h), natural; absent: none
-  Strided<float> out, log_decay;      // the latter, of all pieces, may be absent
-  std::int64_t h, n, p;
+struct PassArguments {
+  Passage passages[2];  // blockIdx.y's
+  Cut cut;
+  std::int64_t size, columns;  // of a state
 };
 
-/// A thread an element.
-__global__ void combine_pieces(Combination a) {
-  const std::int64_t head = blockIdx.x, b = head / a.h, j = head % a.h;
-  const Summaries& pieces = a.pieces;
-  float whole = 0;
-  for (int i = 0; i < pieces.pieces; ++i) whole += *pieces.of(pieces.log_decay, head, i, 1);
-  if (threadIdx.x == 0 && blockIdx.y == 0 && a.log_decay.data) a.log_decay(b)[j] = whole / kLog2e;
-  const std::int64_t index = static_cast<std::int64_t>(blockIdx.y) * blockDim.x + threadIdx.x;
-  if (index >= a.n * a.p) return;
-  float state = a.in.data ? a.in(b, j, index / a.p)[index % a.p] : 0.f;
-  for (int i = 0; i < pieces.pieces; ++i) {
-    const int piece = a.backwards ? pieces.pieces - 1 - i : i;
-    state = exp2f(*pieces.of(pieces.log_decay, head, piece, 1)) * state +
-            pieces.of(pieces.state, head, piece, a.n * a.p)[index];
+/// Four elements of a head's state a thread. What pieces add does not depend on each other, so it is read
+/// some pieces at a time.
+__global__ void pass(const __grid_constant__ PassArguments a) {
+  constexpr int kAtOnce = 8;
+  const Passage& way = a.passages[blockIdx.y];
+  const std::int64_t blocks = gridDim.x / a.cut.heads(), head = blockIdx.x / blocks;
+  const std::int64_t b = head / a.cut.h, h = head % a.cut.h;
+  const std::int64_t at = 4 * (blockIdx.x % blocks * blockDim.x + threadIdx.x);
+  const bool keeps = !way.out.data;
+  const int pieces = a.cut.pieces, summaries = keeps ? pieces - 1 : pieces;
+  const auto piece = [&](int i) { return way.backwards ? pieces - 1 - i : i; };
+  if (way.log_decay.data && at == 0) {
+    float whole = 0;
+    for (int i = 0; i < pieces; ++i) whole += *way.pieces.of(way.pieces.log_decay, head, i, 1);
+    way.log_decay(b)[h] = whole / kLog2e;
   }
-  if (a.decays_after.data) state *= expf(a.decays_after(b)[j]);
-  a.out(b, j, index / a.p)[index % a.p] = state;
-}
-
-void enqueue_combine(const Combination& a, const Stream& stream, std::string_view op, std::int64_t heads) {
-  launch(op, stream, {heads, kThreads, 0, (a.n * a.p + kThreads - 1) / kThreads}, combine_pieces, a);
+  if (at >= a.size) return;
+  const std::int64_t n = at / a.columns, p = at % a.columns;
+  float4 state{};
+  if (way.in.data) {
+    const float* const in = way.in(b, h, n) + p;
+    state = {in[0], in[1], in[2], in[3]};
+  }
+  for (int first = 0; first < pieces; first += kAtOnce) {
+    float4 local[kAtOnce];
+    float decay[kAtOnce];
+    const auto of = [&](int i) {
+      return reinterpret_cast<float4*>(way.pieces.of(way.pieces.state, head, piece(first + i), a.size) + at);
+    };
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (first + i < summaries) {
+        local[i] = *of(i);
+        decay[i] = exp2f(*way.pieces.of(way.pieces.log_decay, head, piece(first + i), 1));
+      }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (keeps && first + i < pieces) *of(i) = state;
+      if (first + i < summaries) {
+        const float4 x = local[i];
+        state = {decay[i] * state.x + x.x, decay[i] * state.y + x.y, decay[i] * state.z + x.z,
+                 decay[i] * state.w + x.w};
+      }
+    }
+  }
+  if (keeps) return;
+  const float after = way.decays_after.data ? expf(way.decays_after(b)[h]) : 1.f;
+  float* const out = way.out(b, h, n) + p;
+  out[0] = after * state.x, out[1] = after * state.y, out[2] = after * state.z, out[3] = after * state.w;
 }
 
 }  // namespace
+
+void pass_pieces(const Cut& cut, std::int64_t n, std::int64_t p, std::initializer_list<Passage> passages,
+                 const Stream& stream, std::string_view op) {
+  PassArguments arguments{{}, cut, n * p, p};
+  int count = 0;
+  for (const Passage& passage : passages) arguments.passages[count++] = passage;
+  const std::int64_t blocks = (n * p / 4 + kThreads - 1) / kThreads;
+  launch(op, stream, {cut.heads() * blocks, kThreads, 0, count}, pass, arguments);
+}
+
 }  // namespace ssd
 
 void ssd_summary_bf16(const SsdSummary& a, const Stream& stream) {
@@ -176,16 +210,12 @@ void ssd_summary_bf16(const SsdSummary& a, const Stream& stream) {
   const Workspace<float> memory(workspace::ssd_summary(cut, n, p), stream, op);
   const ssd::Summaries pieces{memory.data(), memory.data() + count * n * p, cut.pieces};
   ssd::summarise_pieces(cut, a.dt, a.a_log, {{a.k, a.v, pieces, 0, cut.pieces}}, stream, op);
-  ssd::enqueue_combine({pieces,
-                        false,
-                        strided<const float>(a.state_in),
-                        {},
-                        strided<float>(a.state_out),
-                        strided<float>(a.log_decay),
-                        cut.h,
-                        n,
-                        p},
-                       stream, op, cut.heads());
+  ssd::pass_pieces(cut, n, p,
+                   {{.pieces = pieces,
+                     .in = strided<const float>(a.state_in),
+                     .out = strided<float>(a.state_out),
+                     .log_decay = strided<float>(a.log_decay)}},
+                   stream, op);
 }
 
 void ssd_entry_gradient_bf16(const SsdEntryGradient& a, const Stream& stream) {
@@ -198,9 +228,12 @@ void ssd_entry_gradient_bf16(const SsdEntryGradient& a, const Stream& stream) {
   const ssd::Summaries pieces{memory.data(), memory.data() + cut.heads() * cut.pieces * n * p, cut.pieces};
   ssd::summarise_pieces(cut, a.dt, a.a_log, {{a.q, a.dy, pieces, 0, cut.pieces, /*are_gradients=*/true}},
                         stream, op);
-  ssd::enqueue_combine(
-      {pieces, true, {}, strided<const float>(a.log_decay), strided<float>(a.dstate_in), {}, cut.h, n, p},
-      stream, op, cut.heads());
+  ssd::pass_pieces(cut, n, p,
+                   {{.pieces = pieces,
+                     .backwards = true,
+                     .decays_after = strided<const float>(a.log_decay),
+                     .out = strided<float>(a.dstate_in)}},
+                   stream, op);
 }
 
 }  // namespace transmamba::cuda
