@@ -15,6 +15,9 @@ namespace {
 
 using Call = RankProfile::Call;
 
+/// A rank that neither sends nor gets anything in an exchange does not take part in it.
+bool is_silent(const Call& call) { return call.kind == "exchange" && call.size == 0; }
+
 /// The same call on all of its ranks: ordinals count by group, purpose and, of messages, direction.
 class Transfers {
  public:
@@ -28,12 +31,13 @@ class Transfers {
         Meeting& meeting = meetings_[key];
         meeting.begin = std::max(meeting.begin, call.begin);
         if (call.kind != "send") meeting.end = std::max(meeting.end, call.end);
-        meeting.least = std::min(meeting.least, call.end - call.begin);
+        if (!is_silent(call)) meeting.least = std::min(meeting.least, call.end - call.begin);
         of_[rank].push_back(&meeting);
       }
     }
   }
   double seconds(std::size_t rank, std::size_t call, const Call& is) const {
+    if (is_silent(is)) return 0;
     const Meeting& meeting = *of_[rank][call];
     return is.from < 0 || is.on_gpu ? meeting.least : std::max(0.0, meeting.end - meeting.begin);
   }

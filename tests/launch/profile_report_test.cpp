@@ -97,6 +97,19 @@ TEST(ProfileReport, KnowsTheBusBandwidthOfEachKind) {
   }
 }
 
+TEST(ProfileReport, RanksWithNothingToSayInAnExchangeHaveNoPartInItsBandwidth) {
+  std::vector<RankProfile> ranks(4);
+  for (std::size_t rank = 0; rank < 4; ++rank) {
+    const bool speaks = rank < 2;
+    ranks[rank].regions = {step(0, 1, 0, 1)};
+    ranks[rank].calls = {
+        {"cp", "halo", "exchange", "cp", -1, -1, 0, speaks ? 1000 : 0, 1, 0.2, speaks ? 0.3 : 0.2, 0}};
+  }
+  const ProfiledCalls exchange = line(summary_of(ranks), "exchange");
+  EXPECT_NEAR(exchange.bus_bandwidth, 1000 / 0.1, 1e-6);
+  EXPECT_NEAR(exchange.transfer, 0.1 / 2, 1e-12);  // mean over ranks
+}
+
 TEST(ProfileReport, MeetsTheCallsOfOneGroupInTheirOrder) {
   std::vector<RankProfile> ranks(4);
   // Two groups of two; the second call of the first takes 0.2, all others 0.1; one rank of each waits for it.
