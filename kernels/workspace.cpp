@@ -31,9 +31,13 @@ std::int64_t ssd_scan(const SsdCut& cut, std::int64_t n, std::int64_t p) {
   return cut.pieces > 1 ? ssd_summary(cut, n, p) : 0;
 }
 
-// A number a token, one a chunk and one after the last, one a head.
+std::int64_t summary_groups(const SsdCut& cut) {
+  return std::max<std::int64_t>(1, (cut.chunks * SsdCut::kTokens + kSummaryTokens - 1) / kSummaryTokens);
+}
+
+// A number a token, three a chunk, one a block and one a head.
 std::int64_t ssd_summary_backward(const SsdCut& cut) {
-  return cut.b * cut.h * (cut.chunks * SsdCut::kTokens + cut.chunks + 2);
+  return cut.b * cut.h * (cut.chunks * (SsdCut::kTokens + 3) + summary_groups(cut) + 1);
 }
 
 // Three states and four numbers a piece, two numbers a token, one a chunk.

@@ -30,6 +30,8 @@ struct SsdCut {
 // Elements of float32, for states (n, p).
 std::int64_t ssd_summary(const SsdCut& cut, std::int64_t n, std::int64_t p);
 std::int64_t ssd_summary_backward(const SsdCut& cut);
+constexpr std::int64_t kSummaryTokens = 1024;    ///< that a block of its last kernel has
+std::int64_t summary_groups(const SsdCut& cut);  ///< how many blocks that are, a head; at least one
 /// Twice this where state_out is state_in.
 std::int64_t ssd_scan(const SsdCut& cut, std::int64_t n, std::int64_t p);
 std::int64_t ssd_scan_backward(const SsdCut& cut, std::int64_t n, std::int64_t p);

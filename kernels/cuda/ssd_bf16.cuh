@@ -292,6 +292,16 @@ struct Summaries {
   }
 };
 
+/// out[head] += the sum over sequences of parts (b, h, count). A block of one warp a head.
+__device__ inline void add_parts(float* out, const float* parts, const Cut& cut, std::int64_t count) {
+  const std::int64_t h = blockIdx.x;
+  float sum = 0;
+  for (std::int64_t i = threadIdx.x; i < cut.b * count; i += kWarp)
+    sum += parts[(i / count * cut.h + h) * count + i % count];
+  sum = warp_reduce<Plus>(sum);
+  if (threadIdx.x == 0) out[h] += sum;
+}
+
 /// What pieces [first, first + count) add to a state, sum_s weight_s x_s z_s^T: x = k, z = v, with weights
 /// that reach from a token to its piece's end; or to the gradient of an earlier state, x = q, z = dy, with
 /// weights from the piece's start.

@@ -6,19 +6,10 @@ namespace transmamba::cuda {
 namespace ssd {
 namespace {
 
-/// out[head] += sum over sequences and pieces of sums (b, h, pieces). A warp a head, whose lanes take turns.
+/// A warp a head.
 __global__ void add_piece_sums(PieceSums sums, float* da_log, float* dd_skip, Cut cut) {
-  const int lane = static_cast<int>(threadIdx.x);
-  const std::int64_t h = blockIdx.x;
-  const auto add_total = [&](float* out, const float* of) {
-    float sum = 0;
-    for (std::int64_t i = lane; i < cut.b * cut.pieces; i += kWarp)
-      sum += of[(i / cut.pieces * cut.h + h) * cut.pieces + i % cut.pieces];
-    sum = warp_reduce<Plus>(sum);
-    if (lane == 0) out[h] += sum;
-  };
-  add_total(da_log, sums.da_log);
-  if (dd_skip) add_total(dd_skip, sums.dd_skip);
+  add_parts(da_log, sums.da_log, cut, cut.pieces);
+  if (dd_skip) add_parts(dd_skip, sums.dd_skip, cut, cut.pieces);
 }
 
 }  // namespace

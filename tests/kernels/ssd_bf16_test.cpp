@@ -152,7 +152,7 @@ struct Side {
                           .dv = window(dpacked, c, 2),
                           .ddt = ddt,
                           .da_log = da_log,
-                          .dstate_in = c.has_states ? View(dstate_in) : View()},
+                          .dstate_in = dstate_in},
                          stream);
   }
   void entry_gradient(const Case& c) const {
@@ -185,6 +185,7 @@ std::vector<Case> cases() {
   for (const auto& [n, p] : {std::pair{64, 128}, {128, 64}, {96, 128}, {128, 96}, {128, 128}})
     all.push_back({1, 400, 88, n, p, true, true, 0.05});  // 3 pieces of up to 3 chunks
   all.push_back({1, 5000, 1, 96, 96, true, true, 0.02});
+  for (const bool has_states : {false, true}) all.push_back({2, 0, 3, 96, 64, has_states, true, 0.05});
   all.push_back({2, 1500, 16, 64, 64, true, true, 0.05});  // pieces of several chunks
   all.push_back({2, 2100, 16, 96, 96, false, true, 0.3});
   return all;
@@ -240,9 +241,7 @@ TEST_P(SsdBf16Cases, AgreesWithFloat64) {
   EXPECT_TRUE(close("summary's dv", gpu.window(gpu.dpacked, c, 2), cpu.window(cpu.dpacked, c, 2)));
   EXPECT_TRUE(close("summary's ddt", gpu.ddt, cpu.ddt));
   EXPECT_TRUE(close_sum("summary's da_log", gpu.da_log, cpu.da_log, cpu.dt, cpu.ddt));
-  if (c.has_states) {
-    EXPECT_TRUE(close("summary's dstate_in", gpu.dstate_in, cpu.dstate_in));
-  }
+  EXPECT_TRUE(close("summary's dstate_in", gpu.dstate_in, cpu.dstate_in));
 }
 INSTANTIATE_TEST_SUITE_P(Widths, SsdBf16Cases, ::testing::ValuesIn(cases()));
 

@@ -35,7 +35,7 @@ TEST(Workspace, TheSsdCutsASequenceToFillTheGpu) {
   EXPECT_EQ(cut.per_piece, 16);
   EXPECT_EQ(ssd_scan(cut, 96, 64), 32 * 8 * (96 * 64 + 1));
   EXPECT_EQ(ssd_scan_backward(cut, 96, 64), 32 * (8 * (3 * 96 * 64 + 4) + 128 * 129));
-  EXPECT_EQ(ssd_summary_backward(cut), 32 * (128 * 65 + 2));
+  EXPECT_EQ(ssd_summary_backward(cut), 32 * (128 * 67 + 8 + 1));
   const SsdCut whole(64, 100, 16, 132);  // more heads than the GPU runs at a time
   EXPECT_EQ(whole.pieces, 1);
   EXPECT_EQ(whole.per_piece, 2);
