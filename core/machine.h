@@ -47,8 +47,10 @@ struct Machine {
   std::string measured_on;  ///< device, cores, date, or where the numbers are from
   std::string dtype;        ///< of the measurement: float32, float64 or bfloat16
 
-  // Matrix products take call + flop (2 m n k) + byte (bytes of the three matrices): thin ones are slower.
+  // Matrix products take call + flop gemm_work(m, n, k) + byte (bytes of the three matrices): thin ones are
+  // slower.
   double gemm_call = 0, gemm_flop = 0, gemm_byte = 0;
+  double gemm_wave = 0;  ///< elements of a result that a GPU's processors have at a time; 0: no such waves
   OpCost attention;      ///< per (query, key) pair that is not masked, head and n + p
   OpCost scan;           ///< SSD scan: per token, head and n p
   OpCost summary;        ///< segment summary, the Memory Converter: per token, head and n p
@@ -66,7 +68,10 @@ struct Machine {
   Links within_host, between_hosts;
 
   double gemm(double m, double n, double k) const;  ///< seconds of (m, k) by (k, n)
-  const Links& links(std::int64_t extent) const;    ///< of an axis whose ranks lie within `extent` ranks
+  /// 2 m n k, with the last wave as long as the others: a result of 5.1 waves takes 6. Of few waves less is
+  /// known, as libraries then cut results otherwise.
+  double gemm_work(double m, double n, double k) const;
+  const Links& links(std::int64_t extent) const;  ///< of an axis whose ranks lie within `extent` ranks
 
   /// Throws Error naming the file and the key where something is missing, no number, or below 0.
   static Machine load(const std::filesystem::path& file);

@@ -137,43 +137,43 @@ class Bench {
   /// The products of a layer, forward and backward, and of the head.
   void products(Machine& machine) {
     const std::int64_t d = m_.hidden_size, hp = m_.num_heads * m_.v_head_dim, f = m_.ffn_hidden_size;
-    const std::int64_t in = m_.num_heads * (2 * m_.qk_head_dim + 2 * m_.v_head_dim + 1);
-    struct Product {
-      std::int64_t out, in;
-    };
+    const std::int64_t joint = m_.num_heads * (2 * m_.qk_head_dim + 2 * m_.v_head_dim + 1);
+    const bool in_waves = stream_.device == Device::cuda && context_.dtype == DType::bf16;
+    machine.gemm_wave = in_waves ? Machine::builtin_h200().gemm_wave : 0;  // a Hopper GPU's
+    using Product = std::array<std::int64_t, 2>;                           // out, in
     const auto bytes = static_cast<double>(size_of(context_.dtype));
-    std::vector<std::vector<double>> rows;
+    std::vector<std::vector<double>> rows, sizes;
     std::vector<double> seconds;
     std::vector<FitCheck> checks;
-    std::vector<std::array<double, 3>> sizes;
-    for (const Product w :
-         {Product{in, d}, Product{d, hp}, Product{2 * f, d}, Product{d, f}, Product{m_.vocab_size, d}}) {
+    for (const auto [out, in] :
+         {Product{joint, d}, Product{d, hp}, Product{2 * f, d}, Product{d, f}, Product{m_.vocab_size, d}})
       for (std::size_t i = 0; i < tokens_.size(); ++i) {
         const std::int64_t t = tokens_[i];
-        const Tensor x = tensor({t, w.in}), y = aligned_rows(context_, {t, w.out}),
-                     weight = tensor({w.out, w.in}), dweight = tensor_s({w.out, w.in});
+        const Tensor x = tensor({t, in}), y = aligned_rows(context_, {t, out}), weight = tensor({out, in}),
+                     dweight = tensor_s({out, in});
         const double forward =
             time([&] { gemm({.a = x, .b = weight, .transpose_b = true, .c = y}, stream_); });
         const double to_input = time([&] { gemm({.a = y, .b = weight, .c = x}, stream_); });
         const double to_weight =
             time([&] { gemm({.a = y, .transpose_a = true, .b = x, .c = dweight, .beta = 1}, stream_); });
-        const auto M = static_cast<double>(t), N = static_cast<double>(w.out), K = static_cast<double>(w.in);
-        for (const double measured : {forward, to_input, to_weight}) {
-          if (i == 1) continue;
-          rows.push_back({1, 2 * M * N * K, bytes * (M * K + K * N + M * N)});
-          seconds.push_back(measured);
-        }
+        const auto M = static_cast<double>(t), N = static_cast<double>(out), K = static_cast<double>(in);
+        using Call = std::array<double, 4>;
+        for (const auto& [measured, m, n, k] :
+             {Call{forward, M, N, K}, {to_input, M, K, N}, {to_weight, N, K, M}})
+          if (i != 1)
+            rows.push_back({1, machine.gemm_work(m, n, k), bytes * (M * K + K * N + M * N)}),
+                seconds.push_back(measured);
         if (i == 1) {
-          checks.push_back({fmt::format("products {} x {}, {} tokens, mean of 3", w.out, w.in, t),
+          checks.push_back({fmt::format("products {} x {}, {} tokens, mean of 3", out, in, t),
                             (forward + to_input + to_weight) / 3, 0});
           sizes.push_back({M, N, K});
         }
       }
-    }
     const std::vector<double> found = fit(rows, seconds);
     machine.gemm_call = found[0], machine.gemm_flop = found[1], machine.gemm_byte = found[2];
     for (std::size_t i = 0; i < checks.size(); ++i) {
-      checks[i].predicted = machine.gemm(sizes[i][0], sizes[i][1], sizes[i][2]);
+      const double m = sizes[i][0], n = sizes[i][1], k = sizes[i][2];
+      checks[i].predicted = (machine.gemm(m, n, k) + machine.gemm(m, k, n) + machine.gemm(n, k, m)) / 3;
       checks_.push_back(checks[i]);
     }
   }

@@ -26,17 +26,25 @@ Mixers mixers_of(const Config& c) {
 /// Of a run of tokens, by part, while the arguments live: what does not depend on positions, and the mixers
 /// of each TransPoint.
 PartCosts costs_of_runs(const Config& c, const Machine& machine, const Mixers& mixers, Sharing sharing) {
-  const double tokens = static_cast<double>(c.train.seq_len);
-  Seconds rest = mixer_rest_seconds(c.model, machine, tokens, 1) * static_cast<double>(c.model.num_mixers());
-  rest += mlp_seconds(c.model, machine, tokens, 1) *
-          static_cast<double>(c.model.num_layers - c.model.num_mixers());
-  rest += embedding_seconds(c.model, machine, tokens, 1);
-  rest += head_seconds(c.model, machine, tokens, 1);
-  return [&c, &machine, &mixers, rest, tokens, sharing](Segment s) {
-    std::vector<double> parts{rest.total() * static_cast<double>(s.size()) / tokens};
+  const auto tp = std::max<std::int64_t>(1, c.parallel.tp);
+  const auto rest_of = [&c, &machine,
+                        tp](double tokens) {  // of a sequence's share, as products see a micro-batch
+    const auto sequences = static_cast<double>(c.train.micro_batch);
+    Seconds rest = mixer_rest_seconds(c.model, machine, tokens * sequences, tp) *
+                   static_cast<double>(c.model.num_mixers());
+    rest += mlp_seconds(c.model, machine, tokens * sequences, tp) *
+            static_cast<double>(c.model.num_layers - c.model.num_mixers());
+    rest += embedding_seconds(c.model, machine, tokens * sequences, tp);
+    rest += head_seconds(c.model, machine, tokens * sequences, tp);
+    return rest.total() / sequences;
+  };
+  const double tokens = static_cast<double>(c.train.seq_len), all = rest_of(tokens);
+  return [&c, &machine, &mixers, rest_of, all, tokens, tp, sharing](Segment s) {
+    const double mine = static_cast<double>(s.size());
+    std::vector<double> parts{sharing == Sharing::one_segment ? rest_of(mine) : all * mine / tokens};
     for (const auto& [p, count] : mixers)
       parts.push_back(
-          count * mixing_seconds(c.model, machine, p, c.train.seq_len, s.begin, s.end, 1, sharing).total());
+          count * mixing_seconds(c.model, machine, p, c.train.seq_len, s.begin, s.end, tp, sharing).total());
     return parts;
   };
 }
@@ -51,7 +59,7 @@ ContextLayout balance_mixers(const Config& c, const Machine& machine, const Mixe
   const double conv_calls = machine.qkv_conv.calls() + machine.qkv_conv.call;  // two forward
   std::vector<double> segment{conv_calls * static_cast<double>(c.model.num_mixers())};
   for (const auto& [p, count] : mixers) segment.push_back(p < c.train.seq_len ? count * scan_calls : 0);
-  for (OpCost* op : {&per_token.attention, &per_token.scan, &per_token.summary})
+  for (OpCost* op : {&per_token.attention, &per_token.rotation, &per_token.scan, &per_token.summary})
     op->call = op->call_backward = 0;
   const PartCosts cost =
       costs_of_runs(c, per_token, mixers, c.parallel.cp > 1 ? Sharing::segments : Sharing::none);
