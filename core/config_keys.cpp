@@ -196,9 +196,8 @@ std::vector<ConfigKey> make_keys() {
       integer(MEMBER(parallel.virtual_stages), 1, 65536,
               "model chunks a pipeline rank; above 1: interleaved 1F1B"),
       boolean(MEMBER(parallel.copy_engines),
-              "tp's tokens, cp's states and pp's activations go by copy engines where all GPUs of the group "
-              "are on "
-              "one host, and by NCCL's kernels elsewhere; false: all by NCCL"),
+              "tp's tokens, cp's states, pp's activations and the sums of gradients go by copy engines where "
+              "all GPUs of the group are on one host, and by NCCL's kernels elsewhere; false: all by NCCL"),
       real(MEMBER(parallel.bucket_mb), 0, 65536, "(]",
            "MiB of gradients in one reduce-scatter, which runs beside the backward pass"),
       text(MEMBER(parallel.machine), anything, "a path",

@@ -41,6 +41,7 @@ void Engine::open_ways() {
   open_transfers(
       mesh(), by_copies ? TokenShard(mesh().tp(), b * t).rows * m.hidden_size * size_of(context_.dtype) : 0);
   if (!by_copies) return;
+  if (context_.statistics() == DType::f32) mesh().data().open_sums();
   mesh().tp().open_window(token_window_bytes(mesh().tp(), b * t, m.hidden_size, context_.dtype));
   if (mesh().cp().size() == 1) return;
   const std::int64_t h = m.num_heads / mesh().tp().size(), n = m.qk_head_dim, p = m.v_head_dim;

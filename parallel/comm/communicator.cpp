@@ -97,6 +97,7 @@ Communicator::~Communicator() = default;
 
 void Communicator::make_lanes(std::span<const Lane>) {}
 void Communicator::make_window(std::int64_t) {}
+bool Communicator::make_sums(std::int64_t) { return false; }
 void Communicator::copy_own(std::byte* to, const std::byte* from, std::size_t bytes) {
   copy_bytes(to, from, bytes);
 }
@@ -244,6 +245,8 @@ void Communicator::open_lanes(std::span<const Lane> lanes) {
 void Communicator::open_window(std::int64_t bytes) {
   if (size_ > 1) make_window(bytes);
 }
+
+bool Communicator::open_sums(std::int64_t bytes) { return size_ > 1 && make_sums(bytes); }
 
 std::unique_ptr<Communicator> Communicator::split(std::string axis, int color, int order, Site where) {
   check(color >= 0, axis_, "split into {}: color: expected one >= 0, got {}", axis, color);

@@ -206,6 +206,10 @@ class Communicator {
   /// and all that it sends says where `there` is: every rank takes the same blocks in the same order, so that
   /// their places are the same.
   void open_window(std::int64_t bytes);
+  /// A collective call: reduce_scatter of f32 in GPU memory goes by copy engines too, through `bytes` of each
+  /// GPU and in a few pieces if need be, where windows can be opened: NCCL's keeps multiprocessors from
+  /// computing also while one rank waits for another. Whether it does now.
+  bool open_sums(std::int64_t bytes = kSumBytes);
   /// What the window's memory comes from; null without one.
   virtual Allocator* window() { return nullptr; }
   /// What exchanges to come will receive in the window, in their order: whoever sends it may do so before
@@ -223,6 +227,7 @@ class Communicator {
   /// A collective call: ranks of equal `color` >= 0 become a group named `axis`, in the order of `order`.
   std::unique_ptr<Communicator> split(std::string axis, int color, int order, Site where = Site::current());
 
+  static constexpr std::int64_t kSumBytes = std::int64_t{64} << 20;
   static constexpr int kMaxTag = 1 << 19;  ///< as many as the MPI libraries of today allow
 
  protected:
@@ -247,6 +252,7 @@ class Communicator {
   /// Called with size() > 1.
   virtual void make_lanes(std::span<const Lane> lanes);
   virtual void make_window(std::int64_t bytes);
+  virtual bool make_sums(std::int64_t bytes);
   virtual bool takes_bf16() const { return false; }
   /// What an exchange sends to its own rank.
   virtual void copy_own(std::byte* to, const std::byte* from, std::size_t bytes);

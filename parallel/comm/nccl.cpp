@@ -36,7 +36,7 @@ class NcclCommunicator : public Communicator {
       : Communicator(host->axis(), host->rank(), host->size(), recorder_of(*host)),
         host_(std::move(host)),
         engine_(std::move(engine)),
-        calls_(engine_, axis(), make_comm()) {}
+        calls_(engine_, axis(), make_comm(), size() - 1) {}
   /// The end of a communicator waits for that of the node's other ranks: one lane after the other, as made.
   ~NcclCommunicator() override {
     for (std::unique_ptr<NcclQueue>& lane : lanes_) lane.reset();
@@ -73,8 +73,11 @@ class NcclCommunicator : public Communicator {
     }
     const bool is_message = call.kind == Kind::send || call.kind == Kind::receive;
     if (is_message) return start_message(call);
-    if (!window_ || !window_->takes(call)) return calls_.run(call);
-    return calls_.run(call, [&](const Stream& stream) { window_->exchange(call, stream); });
+    if (window_ && window_->takes(call))
+      return calls_.run(call, [&](const Stream& stream) { window_->exchange(call, stream); });
+    if (sums_ && sums_->adds(call))
+      return calls_.run(call, [&](const Stream& stream) { sums_->reduce_scatter(call, stream); });
+    return calls_.run(call);
   }
 
   std::unique_ptr<Pending::Work> start_message(const Call& call) const {
@@ -164,6 +167,11 @@ class NcclCommunicator : public Communicator {
     check(!window_, axis(), "a group has one window");
     window_ = open_peers(bytes, 1);
   }
+  bool make_sums(std::int64_t bytes) override {
+    if (!sums_) sums_ = open_peers(bytes, 1);
+    if (sums_) sums_->load_sum(engine_->compute);
+    return sums_ != nullptr;
+  }
 
   /// Not ncclCommSplit, which all ranks of this group would have to call: those that end up alone do not.
   std::unique_ptr<Communicator> make_split(std::string axis, const std::vector<int>& members,
@@ -191,7 +199,7 @@ class NcclCommunicator : public Communicator {
 
   std::unique_ptr<Communicator> host_;
   std::shared_ptr<State> engine_;
-  std::shared_ptr<PeerWindow> window_;  // ends after all calls
+  std::shared_ptr<PeerWindow> window_, sums_;  // end after all calls
   NcclQueue calls_;
   std::vector<Ring> rings_;
   std::vector<std::unique_ptr<NcclQueue>> lanes_;  // of all rings

@@ -12,9 +12,9 @@
 // others have a stream beside it. A call begins after all earlier ones of its group on either.
 //
 // Beyond what communicator.h says: bf16 is taken; sums have the order that NCCL chooses, the same in every
-// run on the same machine; a maximum of a NaN and a number may be either; ranks' calls on GPU memory are not
-// compared with each other; the recorder's seconds are those of the host, which only enqueues: those of the
-// GPU are in a Profile (core/profile.h).
+// run on the same machine (by copy engines: a rank's own part, then the others' by rank); a maximum of a NaN
+// and a number may be either; ranks' calls on GPU memory are not compared with each other; the recorder's
+// seconds are those of the host, which only enqueues: those of the GPU are in a Profile (core/profile.h).
 #pragma once
 
 #include <memory>

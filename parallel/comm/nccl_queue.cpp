@@ -1,5 +1,6 @@
 #include "parallel/comm/nccl_queue.h"
 
+#include <algorithm>
 #include <exception>
 #include <future>
 #include <thread>
@@ -142,10 +143,11 @@ void NcclFlight::order() {
   event.hold(engine->compute);
 }
 
-NcclQueue::NcclQueue(std::shared_ptr<State> engine, std::string axis, ncclComm_t comm)
+NcclQueue::NcclQueue(std::shared_ptr<State> engine, std::string axis, ncclComm_t comm, int peers)
     : engine_(std::move(engine)),
       axis_(std::move(axis)),
       comm_(comm),
+      most_flights_(static_cast<std::size_t>(std::max(8, 128 / peers))),
       stream_(gpu::create_stream(/*urgent=*/true)) {
   stream_.watch = engine_->watch;
   engine_->queues.push_back(this);
@@ -205,21 +207,20 @@ void NcclQueue::prepare(const Enqueue& enqueue) {
 /// whether a call is over takes as long as a quarter of making one, so half of them are asked for at once:
 /// they end in the order in which they were made.
 void NcclQueue::wait_for_room() {
-  constexpr std::size_t kMostFlights = 128;
-  if (flights_.size() < kMostFlights) return;
+  if (flights_.size() < most_flights_) return;
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
   auto looked = start;
-  while (!flights_[kMostFlights / 2]->event.passed()) {
+  while (!flights_[most_flights_ / 2]->event.passed()) {
     const auto now = Clock::now();
     if (engine_->watch && now - looked > std::chrono::milliseconds(1)) {
       looked = now;
       engine_->watch->look(std::chrono::duration<double>(now - start).count());
     }
     std::this_thread::yield();
-    if (flights_.size() <= kMostFlights / 2) return;  // look() has forgotten them
+    if (flights_.size() <= most_flights_ / 2) return;  // look() has forgotten them
   }
-  flights_.erase(flights_.begin(), flights_.begin() + kMostFlights / 2 + 1);
+  flights_.erase(flights_.begin(), flights_.begin() + static_cast<std::ptrdiff_t>(most_flights_ / 2) + 1);
 }
 
 void NcclQueue::connect(bool sends) {

@@ -64,7 +64,8 @@ struct NcclFlight {
 /// own beside the compute stream: those of an NCCL communicator, or of none but others' (Enqueue).
 class NcclQueue {
  public:
-  NcclQueue(std::shared_ptr<NcclEngine::State> engine, std::string axis, ncclComm_t comm);
+  /// `peers`: how many ranks a call may have messages for.
+  NcclQueue(std::shared_ptr<NcclEngine::State> engine, std::string axis, ncclComm_t comm, int peers = 1);
   ~NcclQueue();
   NcclQueue(const NcclQueue&) = delete;
   NcclQueue& operator=(const NcclQueue&) = delete;
@@ -96,6 +97,7 @@ class NcclQueue {
   const std::shared_ptr<NcclEngine::State> engine_;
   const std::string axis_;
   ncclComm_t comm_;
+  const std::size_t most_flights_;
   Stream stream_;
   std::int64_t calls_ = 0;  // that were made
   std::deque<std::shared_ptr<NcclFlight>> flights_;

@@ -7,12 +7,14 @@
 #include <utility>
 
 #include "kernels/device.h"
+#include "kernels/elementwise.h"
 #include "parallel/comm/agree.h"
 
 namespace transmamba {
 namespace {
 
 constexpr std::int64_t kWordStride = 64;  // bytes: a word a line
+constexpr std::int64_t kAlignment = 256;
 
 /// The window as an Allocator takes it.
 class Piece : public gpu::MemoryRange {
@@ -20,7 +22,7 @@ class Piece : public gpu::MemoryRange {
   Piece(std::byte* address, std::int64_t size) : address_(address), size_(size) {}
   std::byte* address() const override { return address_; }
   std::int64_t size() const override { return size_; }
-  std::int64_t granularity() const override { return 256; }
+  std::int64_t granularity() const override { return kAlignment; }
   bool extend(std::int64_t bytes) override {
     if (used_ + bytes > size_) return false;
     used_ += bytes;
@@ -31,6 +33,11 @@ class Piece : public gpu::MemoryRange {
   std::byte* address_;
   std::int64_t size_, used_ = 0;
 };
+
+constexpr std::int64_t kSize = sizeof(float);
+View numbers(const std::byte* from, std::int64_t at, std::int64_t length) {
+  return {const_cast<std::byte*>(from) + at * kSize, DType::f32, {length}};
+}
 
 View word(std::int32_t& x) { return {reinterpret_cast<std::byte*>(&x), DType::i32, {1}}; }
 
@@ -167,6 +174,43 @@ void PeerWindow::pass(const Call& call, int channel, std::int64_t slot, const St
   ask(call.peer, channel, stream);
   await(call.peer, channel, stream);
   gpu::copy(call.out.raw(), own_->address() + slot, call.out.numel() * size_of(call.out.dtype()), stream);
+}
+
+std::int64_t PeerWindow::part() const { return bytes_ / (host_.size() - 1) / kAlignment * kAlignment; }
+
+void PeerWindow::load_sum(const Stream& stream) {
+  for (const std::int64_t at : {0, 1})  // aligned and not, on memory that is zero
+    add({.x = numbers(own_->address(), at, 4), .y = numbers(own_->address(), at + 8, 4)}, stream);
+}
+
+/// Many pieces would fill the driver's queue, and the host would wait there for a rank that does not come.
+bool PeerWindow::adds(const Call& call) const {
+  constexpr std::int64_t kMostPieces = 8;
+  return call.kind == Call::Kind::reduce_scatter && call.out.dtype() == DType::f32 &&
+         call.out.numel() * kSize <= kMostPieces * part();
+}
+
+void PeerWindow::reduce_scatter(const Call& call, const Stream& stream) {
+  const int n = host_.size(), me = host_.rank();
+  const std::int64_t count = call.out.numel(), most = part() / kSize;
+  const auto slot = [this](int from, int at) { return (from < at ? from : from - 1) * part(); };
+  const ConstView own = numbers(call.in.raw(), me * count, count);
+  if (own.raw() != call.out.raw()) gpu::copy(call.out.raw(), own.raw(), count * kSize, stream);
+  for (std::int64_t begin = 0; begin < count; begin += most) {
+    const std::int64_t length = std::min(most, count - begin);
+    for (int i = 1; i < n; ++i) ask((me + i) % n, 0, stream);
+    for (int i = 1; i < n; ++i) {
+      const int to = (me + i) % n;
+      put(to, 0, slot(me, to), numbers(call.in.raw(), to * count + begin, length), stream);
+    }
+    for (int from = 0; from < n; ++from) {
+      if (from == me) continue;
+      await(from, 0, stream);
+      add({.x = numbers(own_->address() + slot(from, me), 0, length),
+           .y = numbers(call.out.raw(), begin, length)},
+          stream);
+    }
+  }
 }
 
 void PeerWindow::release() noexcept {

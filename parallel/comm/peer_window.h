@@ -6,6 +6,9 @@
 //   ready[to] at the sender = k    waits for ready[to] = k
 //                                  copies into the receiver's window (copy engine)
 //   waits for done[from] = k       done[from] at the receiver = k
+//
+// A sum is such a message from every rank to every other, of the part that the other one wants, which adds
+// them: its own part first, then the others' in the order of ranks.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +40,13 @@ class PeerWindow {
   void exchange(const Call& call, const Stream& stream);
   /// A send or receive, whose receiver has bytes [slot, slot + the message's) of the window for it meanwhile.
   void pass(const Call& call, int channel, std::int64_t slot, const Stream& stream);
+  /// Before the first sum: the driver loads a kernel when it is first enqueued, for which it may wait for all
+  /// that the GPU has, and so for other ranks.
+  void load_sum(const Stream& stream);
+  /// Whether it is a reduce_scatter of float32 that takes few pieces.
+  bool adds(const Call& call) const;
+  /// With all of the window, which then has no other use, for what the others send of it.
+  void reduce_scatter(const Call& call, const Stream& stream);
   /// Ends all waits: for a rank that gives up.
   void release() noexcept;
 
@@ -51,6 +61,7 @@ class PeerWindow {
   };
   PeerWindow(Communicator& host, std::int64_t bytes, int channels, std::unique_ptr<gpu::SharedMemory> own);
   bool has(const ConstView& x) const;
+  std::int64_t part() const;  // of the window, for each other rank: bytes
   Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
   /// Words of the rank whose memory is `at` for messages to or from `rank`.
   std::uint32_t* ready(const gpu::SharedMemory& at, int rank, int channel) const;

@@ -8,6 +8,7 @@
 #include "core/cost_model.h"
 #include "core/recompute.h"
 #include "kernels/workspace.h"
+#include "parallel/comm/communicator.h"
 #include "parallel/plan/plan.h"
 
 namespace transmamba {
@@ -250,8 +251,8 @@ std::vector<Memory> predict_memory(const Config& config, const std::vector<std::
     const double masters = z.T < z.S ? matrices : 0;  // of values that are rounded
     memory.parameters = matrices * z.T + (parameters - matrices) * z.S;
     memory.gradients = parameters * z.S;
-    memory.optimizer =
-        (2 * parameters + masters) * z.S / (real(std::max<std::int64_t>(1, config.parallel.dp)) * z.cp);
+    const double data_ranks = real(std::max<std::int64_t>(1, config.parallel.dp)) * z.cp;
+    memory.optimizer = (2 * parameters + masters) * z.S / data_ranks;
     double in_flight = 0, peak = 0, at_work = 0;
     for (const Action& a : schedule.ranks[rank]) {
       const LayerBytes& stage = bytes[static_cast<std::size_t>(a.chunk) * ranks.size() + rank];
@@ -266,9 +267,11 @@ std::vector<Memory> predict_memory(const Config& config, const std::vector<std::
     memory.working = std::max(0.0, peak - memory.activations);
     memory.workspaces = std::max(0.0, at_work - std::max(peak, memory.activations));
     // What stages get for their next action, what they have sent of the last ones, and where it arrives each
-    // way.
-    const double arriving = config.train.device == "cuda" && config.parallel.copy_engines ? 2 : 0;
+    // way; and where what others send of gradients does.
+    const bool by_copies = config.train.device == "cuda" && config.parallel.copy_engines;
+    const double arriving = by_copies ? 2 : 0;
     if (ranks.size() > 1) memory.working += (1 + 2 * real(schedule.chunks) + arriving) * z.rows();
+    if (by_copies && data_ranks > 1 && z.S == 4) memory.working += real(Communicator::kSumBytes);
   }
   return ranks;
 }

@@ -18,7 +18,7 @@ struct Memory {
   double gradients = 0;    ///< as many, of type S
   double optimizer = 0;    ///< two moments, and master weights of rounded values, cut over dp and cp
   double activations = 0;  ///< what forward passes keep (the Saved structs) of the micro-batches in flight
-  double working = 0;      ///< what a backward pass adds at its peak, and transfers between stages
+  double working = 0;      ///< what a backward pass adds at its peak, transfers between stages, sums' window
   double workspaces = 0;   ///< what kernels on a GPU add to that peak (kernels/workspace.h)
   double total() const { return parameters + gradients + optimizer + activations + working + workspaces; }
 };

@@ -16,7 +16,7 @@ DEVICE = "cpu" if sys.argv[3:] == ["cpu"] else "cuda"
 # after 12 steps, of sums in another order (float32) and of products rounded elsewhere (bfloat16).
 ALLOWED = {"float32": 2e-5, "bfloat16": 5e-3}
 AXES = ["dp=2", "tp=2", "cp=2", "pp=2 virtual_stages=2"]
-OTHERS = ["tp=2 copy_engines=false", "cp=2 cp_layout=zigzag", "cp=2 copy_engines=false", "pp=2 virtual_stages=2 copy_engines=false"]
+OTHERS = ["dp=2 copy_engines=false", "tp=2 copy_engines=false", "cp=2 cp_layout=zigzag", "cp=2 copy_engines=false", "pp=2 virtual_stages=2 copy_engines=false"]
 clean_scratch()
 make_data(2000)
 Path("run.cfg").write_text(f"""

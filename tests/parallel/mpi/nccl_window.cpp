@@ -1,6 +1,7 @@
 // Run by mpirun with a GPU a rank:
-//   nccl_window        messages into windows, with integers, exactly
+//   nccl_window        messages into windows, and sums by them, with integers, exactly
 //   nccl_window late   a rank that does not come ends the run with the message's name
+//   nccl_window late_sum  or with the sum's
 #include <chrono>
 #include <thread>
 
@@ -56,6 +57,30 @@ struct Test : GpuNumbers {
         [&](std::int64_t i) { return number(previous, i); }, "message to another place");
   }
 
+  /// Sums in several pieces, in place and not, two at a time, with others' messages between them.
+  void sums() const {
+    for (int round = 0; round < 12; ++round) {
+      const std::int64_t count = round % 3 == 0 ? kCount : round % 3 == 1 ? 1 : 999;
+      const Tensor first = put(numbers(me + round, n * count)),
+                   second = put(numbers(me + 2 * round, n * count)), apart = poisoned(count), in = block(),
+                   out = put(numbers(me, 100));
+      const Tensor own = first.slice(0, me * count, (me + 1) * count);
+      Pending in_place = world.start_reduce_scatter("sums", first, own);
+      Pending message = pass(out, in.slice(0, 0, 100), in.slice(0, 0, 100));
+      Pending not_in_place = world.start_reduce_scatter("sums", second, apart);
+      not_in_place.wait(), message.wait(), in_place.wait();
+      for (const auto& [sum, seed] : {std::pair(own, round), {apart, 2 * round}})
+        expect(
+            sum,
+            [&, seed = seed](std::int64_t i) {
+              double wanted = 0;
+              for (int rank = 0; rank < n; ++rank) wanted += number(rank + seed, me * count + i);
+              return wanted;
+            },
+            "sum of the ranks' parts");
+    }
+  }
+
   /// What is expected comes before its receiver calls: all ranks send, and wait for that, before any does.
   void expected() const {
     const Tensor in = block(), out = put(numbers(me, kCount));
@@ -97,34 +122,36 @@ struct Test : GpuNumbers {
           "sum of a lane's messages");
   }
 
-  void late() const {
-    const Tensor in = block(3), x = put({1, 2, 3});
+  void late(bool in_a_sum) const {
+    const Tensor in = block(3), x = put({1, 2, 3}), addends = put(numbers(me, 3 * n)), sum = poisoned(3);
     if (me == 1) std::this_thread::sleep_for(std::chrono::seconds(30));
-    pass(x, in, in).wait();
+    in_a_sum ? world.start_reduce_scatter("sums", addends, sum).wait() : pass(x, in, in).wait();
     synchronize(context);
   }
 };
 
-void run(const Process& process, bool is_late) {
+void run(const Process& process, const std::string& what) {
   TrainConfig config;
   config.device = "cuda", config.dtype = "float32";
   Session session(config, process);
-  const auto world = session.world(process, is_late ? 3 : 60);
+  const auto world = session.world(process, what.starts_with("late") ? 3 : 60);
   world->open_window(2 * 4 * Test::kCount + 512);
   check(world->window(), "window", "there is none between {} ranks of one host", world->size());
   const Test test(session.context(), *world);
-  if (is_late) return test.late();
-  test.messages(), test.expected(), test.lanes();
+  check(world->open_sums(std::int64_t{1} << 20), "window", "sums of {} ranks of one host go another way",
+        world->size());
+  if (what.starts_with("late")) return test.late(what == "late_sum");
+  test.messages(), test.sums(), test.expected(), test.lanes();
 }
 
 }  // namespace
 }  // namespace transmamba
 
-int main(int argc, char**) {
+int main(int argc, char** argv) {
   return transmamba::run_command([&](const transmamba::Process& process) {
     transmamba::check(process.size() > 1, "window",
                       "this is to be started by mpirun, with more than one rank");
-    transmamba::run(process, argc > 1);
+    transmamba::run(process, argc > 1 ? argv[1] : "");
     return 0;
   });
 }
